@@ -44,7 +44,7 @@ def placeholder_token_ids(processor: Any, config: Any = None) -> set[int]:
         if ours and theirs and ours != theirs:
             raise ValueError(
                 f"{name} is {sorted(ours)} in the model's configuration but {sorted(theirs)} in the processor: "
-                "the two are not of one model. Load both from the same path, or give the configuration the processor's id."
+                "the two are not of one model. Load both from the same path, or give both the same id."
             )
         found |= ours | theirs
     return found
@@ -53,9 +53,9 @@ def placeholder_token_ids(processor: Any, config: Any = None) -> set[int]:
 def special_token_ids(processor: Any, config: Any = None) -> set[int]:
     """Ids of all markers: what is never a candidate of the gate.
 
-    All special tokens of the tokenizer, all `*_token_id`, `*_token_ids` and `*_token_index` of the configuration (and of
-    its text configuration) and of the processor. Beginning, end and padding ids of a configuration count only where the
-    tokenizer does not know them as ordinary text: many configurations carry defaults that they never meant.
+    All special tokens of the tokenizer, all `*_token_id`, `*_token_ids` and `*_token_index` of the configuration (and
+    of its text configuration) and of the processor. Beginning, end and padding ids of a configuration count only where
+    the tokenizer does not know them as ordinary text: many configurations carry defaults that they never meant.
 
     Args:
         processor: a processor or a tokenizer.
