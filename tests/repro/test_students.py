@@ -1,0 +1,242 @@
+"""The micro student: factory, tokenizer, processor, batch path, evaluation helpers (stand-in text, no training)."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scores, rank_options
+from repro.micro_data import IGNORE, TAGS, Encoder, Example, MicroCollator, encode_examples
+from repro.student_model import StudentSize, build_student, count_parameters
+from repro.tokenizer import build_processor, single_token_share, train_tokenizer
+
+NANO = StudentSize(
+    vocab_size=512, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64,
+    vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=64,
+)  # fmt: skip
+
+
+def stand_in_texts(n: int = 400) -> list[str]:
+    rng = random.Random(0)
+    nouns, colours, verbs = ("car", "dog", "tree", "ball"), ("red", "blue", "green"), ("slides", "hops", "spins")
+    return [
+        f"user\nWhat does it do?\nassistant\nThe {rng.choice(colours)} {rng.choice(nouns)} {rng.choice(verbs)} left, "
+        f"behind the {rng.choice(nouns)}, then it stops. " for _ in range(n)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(stand_in_texts(), 512)
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return build_processor(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return build_student(tokenizer, NANO).eval()
+
+
+def clip(seed: int, frames: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8)
+
+
+def examples(n: int = 4) -> list[Example]:
+    answer = "The red car slides left, then it stops."
+    spans = [(0, 3, "template"), (4, 11, "visual"), (12, 18, "wording"), (19, 23, "visual"), (23, 39, "template")]
+    return [
+        Example(f"clip-{i}", clip(i), "What does it do?", answer + " It spins." * i, "describe", spans)
+        for i in range(n)
+    ]
+
+
+# --- factory ---
+
+
+def test_default_student_has_the_promised_size(tokenizer):
+    counts = count_parameters(build_student(tokenizer))
+    assert 1_000_000 <= counts["all"] <= 2_500_000  # bf16: at most 5 MB
+    assert counts["language"] + counts["vision"] + counts["connector"] == counts["all"]
+
+
+def test_factory_depends_on_its_seed_only(tokenizer):
+    before = torch.random.get_rng_state()
+    a, b, c = (build_student(tokenizer, NANO, seed=s).state_dict() for s in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_factory_refuses_a_vocabulary_that_is_too_small(tokenizer):
+    with pytest.raises(ValueError, match="vocab_size"):
+        build_student(tokenizer, StudentSize(vocab_size=16))
+
+
+# --- tokenizer and processor ---
+
+
+def test_words_are_single_tokens(tokenizer):
+    texts = stand_in_texts()
+    assert single_token_share(tokenizer, texts) > 0.99
+    assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
+
+
+def test_tokenizer_training_is_deterministic(tokenizer):
+    again = train_tokenizer(stand_in_texts(), 512)
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+
+
+def test_a_frame_costs_three_markers_and_its_visual_tokens(processor):
+    ids = Encoder(processor).encode("", "x", 8)["input_ids"]
+    without = Encoder(processor).encode("", "x", 0)["input_ids"]
+    assert len(ids) - len(without) == 8 * (3 + processor.image_seq_length)
+
+
+def test_saved_processor_loads_offline_and_stays_the_same(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path, local_files_only=True)
+    assert type(loaded) is type(processor)
+    row = examples(1)[0]
+    want, got = Encoder(processor).row(row), Encoder(loaded).row(row)
+    assert want == got
+    assert torch.equal(MicroCollator(processor).pixels(row.frames), MicroCollator(loaded).pixels(row.frames))
+
+
+def stock(processor, example: Example) -> dict[str, torch.Tensor]:
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": example.frames}, {"type": "text", "text": example.question}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": example.answer}]},
+    ]
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+
+
+def test_fast_path_equals_the_stock_processor(processor):
+    rows = encode_examples(examples(), processor)
+    batch = MicroCollator(processor)(list(rows))
+    for i, example in enumerate(examples()):
+        want = stock(processor, example)
+        length = want["input_ids"].shape[1]
+        assert torch.equal(batch["input_ids"][i, :length], want["input_ids"][0])
+        assert not batch["attention_mask"][i, length:].any()
+        torch.testing.assert_close(batch["pixel_values"][8 * i : 8 * i + 8], want["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_prompt_equals_the_stock_generation_prompt(processor):
+    example = examples(1)[0]
+    content = [{"type": "video", "video": example.frames}, {"type": "text", "text": example.question}]
+    want = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )["input_ids"][0]
+    row = Encoder(processor).row(example)
+    assert row["input_ids"][: len(want)] == list(want)
+    assert row["labels"][: len(want)] == [IGNORE] * len(want)
+    assert row["labels"][len(want)] != IGNORE
+
+
+# --- tags and batches ---
+
+
+def test_tags_follow_the_tokens(processor):
+    row = Encoder(processor).row(examples(2)[1])
+    targets = [t for t in row["labels"] if t != IGNORE]
+    assert len(targets) == len(row["tags"])
+    by_tag = dict.fromkeys(TAGS, "")
+    names = {code: name for name, code in TAGS.items()}
+    for token, tag in zip(targets, row["tags"], strict=True):
+        by_tag[names[tag]] += processor.tokenizer.decode([token])
+    assert by_tag["visual"].split() == ["red", "car", "left"]
+    assert by_tag["wording"].split() == ["slides"]
+    assert by_tag["special"] == "<|im_end|>"
+    assert by_tag["template"] == "The, then it stops. It spins."
+
+
+def test_collator_pads_right_and_keeps_extra_columns(processor):
+    rows = encode_examples(examples(), processor)
+    batch = MicroCollator(processor, extra=("sample_id", "tags"))(list(rows))
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
+    assert batch["attention_mask"][-1].all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE).all()
+    assert batch["sample_id"] == rows["sample_id"]
+    assert len(set(rows["sample_id"])) == len(rows)
+    assert min(rows["sample_id"]) >= 0
+
+
+def test_ids_must_be_unique(processor):
+    with pytest.raises(ValueError, match="unique"):
+        encode_examples([examples(1)[0]] * 2, processor)
+
+
+# --- evaluation ---
+
+
+def test_content_metrics_equal_the_stock_loss(processor, model):
+    rows = encode_examples(examples(), processor)
+    batch = MicroCollator(processor, extra=("tags",))(list(rows))
+    metrics = content_metrics(model, [batch])
+    with torch.no_grad():
+        loss = model(**{k: v for k, v in batch.items() if k != "tags"}).loss
+    assert metrics["nll_all"] == pytest.approx(loss.item(), rel=1e-5)
+    parts = sum(metrics[f"nll_{t}"] * metrics[f"tokens_{t}"] for t in TAGS if metrics[f"tokens_{t}"])
+    assert parts / metrics["tokens_all"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["tokens_visual"] == 3 * len(rows)
+    assert metrics["content_accuracy"] == metrics["accuracy_visual"]
+
+
+OPTIONS = ("The red car slides left.", "The blue dog spins.", "A green tree, then it stops.")
+
+
+def choices() -> list[Choice]:
+    return [Choice("What does it do?", OPTIONS[: 2 + i % 2], i % 2, f"task{i % 2}", clip(i)) for i in range(5)]
+
+
+@pytest.mark.parametrize("normalize", ["sum", "mean"])
+def test_option_scores_equal_one_forward_pass_each(processor, model, normalize):
+    scores = option_scores(model, processor, choices(), normalize=normalize, batch_size=3)
+    for choice, got in zip(choices(), scores, strict=True):
+        for option, score in zip(choice.options, got, strict=True):
+            rows = encode_examples([Example("x", choice.frames, choice.question, option)], processor)
+            batch = MicroCollator(processor)(list(rows))
+            with torch.no_grad():
+                mean = -model(**batch).loss.item()
+            count = int((batch["labels"] != IGNORE).sum())
+            assert score == pytest.approx(mean if normalize == "mean" else mean * count, abs=1e-3)
+
+
+class Oracle(torch.nn.Module):
+    """The student with a head that adds `strength` to the tokens of one sentence."""
+
+    def __init__(self, model, ids: set[int], strength: float = 30.0):
+        super().__init__()
+        self.model, self.config, self.base = model.model, model.config, model
+        self.bonus = torch.zeros(model.config.text_config.vocab_size)
+        self.bonus[list(ids)] = strength
+
+    def get_image_features(self, *args, **kwargs):
+        return self.base.get_image_features(*args, **kwargs)
+
+    def lm_head(self, hidden):
+        return self.base.lm_head(hidden) + self.bonus
+
+
+@pytest.mark.parametrize("preferred", [0, 1])
+def test_rank_options_picks_what_the_model_prefers(processor, model, preferred):
+    other = set(processor.tokenizer(OPTIONS[1 - preferred])["input_ids"])
+    ids = set(processor.tokenizer(OPTIONS[preferred])["input_ids"]) - other
+    chosen = rank_options(Oracle(model, ids), processor, choices()[::2], normalize="mean")
+    assert chosen == [preferred] * len(chosen)
+
+
+def test_choice_accuracy_counts_by_task():
+    result = choice_accuracy(choices(), [0, 0, 0, 1, 1])
+    assert result["bits"] == [1, 0, 1, 1, 0]
+    assert result["accuracy"] == pytest.approx(0.6)
+    assert result["accuracy_by_task"] == {"task0": pytest.approx(2 / 3), "task1": pytest.approx(0.5)}
+    assert result["chance"] == pytest.approx((3 / 2 + 2 / 3) / 5)
