@@ -1,0 +1,189 @@
+"""What a step costs: tokens by kind, decoder and head FLOPs, time, memory - and the per-step log that keeps it."""
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from regate.scoring import IGNORE, shift_labels
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Positions of a batch by kind. visual + prompt + answer + padding = all positions; target counts predictable
+    labels; active of them the decoder computes; supervised targets enter the loss (the paper's count)."""
+
+    visual: int = 0
+    prompt: int = 0
+    answer: int = 0
+    padding: int = 0
+    target: int = 0
+    active: int = 0
+    supervised: int = 0
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def count_tokens(
+    input_ids: Tensor,
+    labels: Tensor,
+    attended: Tensor,
+    placeholder_ids: Tensor,
+    active: Tensor | None = None,
+    supervised: Tensor | None = None,
+) -> Tensor:
+    """Counts of a batch in the order of :class:`Tokens`' fields, int64 [7], on the batch's device.
+
+    All arguments [B, L] but ``placeholder_ids`` [P]; None: everything is active, every target supervised.
+    """
+    visual = torch.isin(input_ids, placeholder_ids) & attended
+    answer = (labels != IGNORE) & attended & ~visual
+    target = shift_labels(labels) != IGNORE
+    kinds = [
+        visual,
+        attended & ~visual & ~answer,
+        answer,
+        ~attended,
+        target,
+        attended if active is None else active,
+        target if supervised is None else supervised,
+    ]
+    return torch.stack([k.sum() for k in kinds])
+
+
+def causal_pairs(active: Tensor) -> Tensor:
+    """(query, key) pairs that causal attention needs on ``active`` bool [B, L]: sum over rows of n(n+1)/2, int64 []."""
+    n = active.sum(dim=1)
+    return (n * (n + 1) // 2).sum()
+
+
+@dataclass(frozen=True)
+class FlopModel:
+    """Forward plus backward FLOPs of decoder layers and head, multiply and add counted as two.
+
+    ``linear``: weights of the layers' linear maps (FLOPs of a token = 2 x that); ``attention``: layers x heads x head
+    size summed, FLOPs of a (query, key) pair = 4 x that; ``head``: hidden x vocabulary. Backward counts twice the
+    forward where weights train; frozen weights cost once, for the gradient of the input.
+    """
+
+    linear: int
+    linear_trained: int
+    attention: int
+    head: int
+    head_trained: bool
+
+    @classmethod
+    def of(cls, decoder: nn.Module, head: nn.Module) -> "FlopModel":
+        """Read off a decoder and its head; LoRA matrices count as the linear maps that they are."""
+        config = decoder.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        maps = [p for n, p in decoder.named_parameters() if p.ndim == 2 and "embed" not in n]
+        tops = [p for p in head.parameters() if p.ndim == 2]
+        return cls(
+            linear=sum(p.numel() for p in maps),
+            linear_trained=sum(p.numel() for p in maps if p.requires_grad),
+            attention=config.num_hidden_layers * config.num_attention_heads * size,
+            head=sum(p.numel() for p in tops),
+            head_trained=any(p.requires_grad for p in tops),
+        )
+
+    def decoder_step(self, positions: int, pairs: int, backward: bool = True) -> float:
+        """FLOPs of the layers on ``positions`` computed positions with ``pairs`` (query, key) pairs among them."""
+        linear, attention = 2 * self.linear * positions, 4 * self.attention * pairs
+        if not backward:
+            return float(linear + attention)
+        return float(2 * linear + 2 * self.linear_trained * positions + 3 * attention)
+
+    def head_step(self, rows: int, backward: bool = True) -> float:
+        """FLOPs of the head on ``rows`` positions."""
+        return 2.0 * self.head * rows * (1 if not backward else 3 if self.head_trained else 2)
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory so far: of the GPU's allocator where there is one, else the resident set of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class StepClock(TrainerCallback):
+    """Seconds of each optimizer step, data loading included, evaluation and checkpointing left out.
+
+    Works in any Trainer. ``seconds`` holds the steps of this process; on a GPU kernels are waited for at step ends.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+    def _restart(self, args, state, control, **kwargs):
+        self._last = time.perf_counter()
+
+    on_evaluate = on_save = on_log = _restart
+
+
+class StepLog:
+    """One JSON line an optimizer step, appended to a file; what lies past the step that a run resumes at is dropped."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._pending: list[dict[str, Any]] = []
+
+    def add(self, **entry: Any) -> None:
+        """Take one step's numbers; ``step`` among them."""
+        self._pending.append({k: asdict(v) if isinstance(v, Tokens) else v for k, v in entry.items()})
+
+    def flush(self) -> None:
+        """Append what is pending."""
+        if self._pending:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in self._pending)
+            self._pending = []
+
+    def rewind(self, step: int) -> None:
+        """Keep only steps before ``step``, in memory and in the file."""
+        self._pending = []
+        entries = [e for e in read_steps(self.path) if e["step"] < step]
+        temporary = self.path.with_suffix(".tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        os.replace(temporary, self.path)
+
+
+def read_steps(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Entries of a step log, one dict a step; a last line cut short by a kill is left out. [] without a file."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    entries = []
+    for number, line in enumerate(lines := path.read_text().split("\n")):
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines) - 1:
+                break
+            raise ValueError(f"{path}, line {number + 1}: no JSON ({error}). Delete the line or the file.") from error
+    return entries

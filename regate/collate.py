@@ -1,0 +1,34 @@
+"""What the gate needs to know of each row travels with the batch, through any collator."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OWN_COLUMNS = ("sample_id", "reference_losses", "reference_id")
+
+
+class GateCollator:
+    """Wraps a collator: takes the gate's columns off the rows before it and puts them, batched, beside its batch.
+
+    Adds ``sample_id`` int64 [B], ``reference_losses`` float32 [B, N] (NaN past an answer's end) where rows have them,
+    and ``num_skipped`` where the collator left rows out (it then lists the ones it took in ``last_kept``).
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in rows])
+        taken = getattr(self.collator, "last_kept", None)
+        taken = range(len(rows)) if taken is None else taken
+        batch["num_skipped"] = len(rows) - len(taken)
+        if "sample_id" in rows[0]:
+            batch["sample_id"] = torch.tensor([int(rows[i]["sample_id"]) for i in taken])
+        if "reference_losses" in rows[0]:
+            losses = [torch.as_tensor(rows[i]["reference_losses"], dtype=torch.float32) for i in taken]
+            batch["reference_losses"] = torch.nn.utils.rnn.pad_sequence(
+                losses, batch_first=True, padding_value=math.nan
+            )
+        return batch

@@ -1,0 +1,74 @@
+"""ReGateConfig: TrainingArguments and the method's own fields, each named after its symbol in the paper."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from regate.gate import POLICIES
+from regate.scoring import ACTIVE_SETS, COMBINATIONS
+
+
+@dataclass
+class ReGateConfig(TrainingArguments):
+    """Arguments of :class:`regate.ReGateTrainer`. Defaults are the paper's (Section 4.1) where it has one.
+
+    Raises ValueError naming the field, what was given and the range, for any value outside it.
+    """
+
+    keep_ratio: float = field(default=0.5, metadata={"help": "p_sparse (Eq. 4): share of answer tokens kept, (0, 1]."})
+    lambda_: float = field(
+        default=0.5, metadata={"help": "lambda (Eq. 3): weight of the teacher's loss, 0 = EMA only; convex: [0, 1]."}
+    )
+    beta: float = field(default=0.9, metadata={"help": "beta (Eq. 2): decay of the student's EMA, [0, 1)."})
+    cycle: int = field(default=128, metadata={"help": "C (Eq. 4): length of a cycle in optimizer steps."})
+    dense_steps: int = field(default=16, metadata={"help": "F (Eq. 4): dense steps at the head of each cycle, <= C."})
+    gate_warmup_steps: int = field(default=100, metadata={"help": "Dense optimizer steps before the first cycle."})
+    combine: str = field(
+        default="convex",
+        metadata={"help": "convex: (1-lambda) m + lambda l_ref; additive: Eq. 3 as printed, m + lambda l_ref."},
+    )
+    active_set: str = field(
+        default="predictors",
+        metadata={"help": f"Which answer positions the decoder computes for kept targets: {', '.join(ACTIVE_SETS)}."},
+    )
+    policy: str = field(default="regate", metadata={"help": "Gate policy: a name in regate.gate.POLICIES."})
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Fingerprint of the teacher whose losses are expected; None: the student's own backbone."},
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Truncate conversations to so many positions."})
+    num_frames: int = field(default=8, metadata={"help": "Frames sampled from each video."})
+    on_bad_sample: str = field(default="raise", metadata={"help": "raise, or skip: log, count and leave out."})
+    trace_samples: list[int] = field(
+        default_factory=list, metadata={"help": "Sample ids whose losses, scores and decisions are traced each step."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._within("keep_ratio", 0 < self.keep_ratio <= 1, "in (0, 1]")
+        self._within("beta", 0 <= self.beta < 1, "in [0, 1)")
+        self._within("gate_warmup_steps", self.gate_warmup_steps >= 0, ">= 0")
+        self._within("cycle", self.cycle >= 1, ">= 1")
+        self._within("dense_steps", 0 <= self.dense_steps <= self.cycle, f"in [0, cycle={self.cycle}]")
+        self._within("combine", self.combine in COMBINATIONS, f"one of {COMBINATIONS}")
+        self._within("lambda_", self.lambda_ >= 0, ">= 0")
+        self._within("lambda_", self.combine != "convex" or self.lambda_ <= 1, "in [0, 1] with combine='convex'")
+        self._within("active_set", self.active_set in ACTIVE_SETS, f"one of {ACTIVE_SETS}")
+        self._within("policy", self.policy in POLICIES, f"one of {tuple(POLICIES)}")
+        self._within("on_bad_sample", self.on_bad_sample in ("raise", "skip"), "'raise' or 'skip'")
+        self._within("num_frames", self.num_frames >= 1, ">= 1")
+        self._within("max_length", self.max_length is None or self.max_length >= 1, "None or >= 1")
+        self._within(
+            "label_smoothing_factor", self.label_smoothing_factor == 0, "0: losses of kept targets are unsmoothed"
+        )
+        self._within(
+            "average_tokens_across_devices",
+            self.average_tokens_across_devices,
+            "True: the loss is divided by the supervised targets of all ranks",
+        )
+        # The stock filter would replace a NaN loss by an average; the trainer stops on one instead.
+        self.logging_nan_inf_filter = False
+
+    def _within(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")

@@ -1,0 +1,247 @@
+"""Reference losses as columns of a data set: computed once, resumable, and refused where they do not belong.
+
+Three columns: ``sample_id`` (int64, the key of the EMA), ``reference_losses`` (list<float16>, one per target) and
+``reference_id``, which says of which teacher, tokenizer, template and truncation they are.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from regate.reference import TextTeacher, load_teacher, score_rows
+
+logger = logging.getLogger(__name__)
+_SCHEMA = pa.schema(
+    [("sample_id", pa.int64()), ("reference_losses", pa.list_(pa.float16())), ("reference_id", pa.string())]
+)
+_REBUILD = (
+    "Rebuild them: add_reference_losses(dataset.remove_columns(['reference_losses', 'reference_id']), "
+    "teacher, processor)."
+)
+
+Encoder = Callable[[dict[str, Any]], dict[str, Tensor]]
+
+
+def add_reference_losses(
+    dataset: datasets.Dataset,
+    teacher: nn.Module | str | os.PathLike[str],
+    processor: Any = None,
+    *,
+    encode: Encoder | None = None,
+    max_length: int | None = None,
+    num_frames: int = 8,
+    attend_placeholders: bool = False,
+    batch_tokens: int = 16384,
+    cache_dir: str | os.PathLike[str] | None = None,
+    shard_rows: int = 4096,
+    on_bad_sample: str = "raise",
+) -> datasets.Dataset:
+    """The data set with the text-only teacher's loss of every target token (Eq. 1), in nats.
+
+    ``teacher``: the student itself (its language backbone as it is now), another model with the same tokenizer, or a
+    path. Rows are encoded by ``encode`` (row -> dict with 1-D ``input_ids`` and ``labels``), are used as they are if
+    they have those two columns, and go through :class:`regate.data.ConversationEncoder` otherwise. ``max_length`` and
+    ``num_frames`` must be those of the training.
+
+    With ``cache_dir`` every ``shard_rows`` rows are a file, written whole or not at all; a second call, after a kill
+    too, computes only what is missing, and under torchrun each process computes its share. ``on_bad_sample="skip"``
+    leaves rows out that cannot be encoded, and logs them.
+
+    Raises ValueError for a data set that is scored already, a teacher with another tokenizer, and unusable rows.
+    """
+    if "reference_losses" in dataset.column_names:
+        raise ValueError(f"the data set has reference losses already. {_REBUILD}")
+    if on_bad_sample not in ("raise", "skip"):
+        raise ValueError(f"on_bad_sample must be 'raise' or 'skip'; got {on_bad_sample!r}")
+    text_teacher = load_teacher(teacher, processor, attend_placeholders)
+    if "sample_id" not in dataset.column_names:
+        dataset = dataset.add_column("sample_id", np.arange(len(dataset), dtype=np.int64))
+    reference_id = identity(
+        teacher=text_teacher.fingerprint(),
+        placeholders="attended" if attend_placeholders else "masked",
+        **encoding_identity(dataset.column_names, processor, max_length, num_frames, encode),
+    )
+    encode = encode or encoder_of(dataset.column_names, processor, max_length, num_frames)
+    progress = tqdm(total=len(dataset), desc="reference losses", unit="sample", delay=5)
+
+    def shard(start: int) -> pa.Table:
+        rows = dataset.select(range(start, min(start + shard_rows, len(dataset))))
+        return _score(rows, text_teacher, encode, reference_id, batch_tokens, on_bad_sample, progress.update)
+
+    starts = range(0, len(dataset), shard_rows)
+    if cache_dir is None:
+        table = pa.concat_tables([shard(start) for start in starts])
+        scored = datasets.Dataset(datasets.table.InMemoryTable(table))
+    else:
+        folder = Path(cache_dir) / _content_key(dataset, reference_id, shard_rows)
+        scored = _from_shards(folder, starts, shard, progress)
+    progress.close()
+
+    good = np.flatnonzero(scored.with_format("arrow")[:]["reference_losses"].is_valid().to_numpy())
+    if len(good) < len(dataset):
+        logger.warning("%d of %d samples were left out; each is named above", len(dataset) - len(good), len(dataset))
+        dataset, scored = dataset.select(good), scored.select(good)
+    return datasets.concatenate_datasets([dataset, scored.remove_columns("sample_id")], axis=1)
+
+
+def encoder_of(columns: list[str], processor: Any, max_length: int | None, num_frames: int) -> Encoder:
+    """How rows with these columns become ``input_ids`` and ``labels``."""
+    if {"input_ids", "labels"} <= set(columns):
+        return lambda row: {"input_ids": torch.as_tensor(row["input_ids"]), "labels": torch.as_tensor(row["labels"])}
+    if processor is None:
+        raise ValueError(
+            f"rows have {sorted(columns)}: neither input_ids and labels nor a processor to make them from messages. "
+            "Pass processor= or encode=."
+        )
+    from regate.data import ConversationEncoder
+
+    return ConversationEncoder(processor, max_length, num_frames)
+
+
+def identity(**parts: str) -> str:
+    """``reference_id`` of its parts: ``teacher=..;placeholders=..;...``."""
+    return ";".join(f"{name}={value}" for name, value in sorted(parts.items()))
+
+
+def encoding_identity(
+    columns: list[str], processor: Any, max_length: int | None, num_frames: int, encode: Encoder | None = None
+) -> dict[str, str]:
+    """The parts of a reference_id that say how rows became tokens; empty where the rows are tokens already."""
+    if processor is None or encode is not None or {"input_ids", "labels"} <= set(columns):
+        return {}
+    from regate.fingerprint import fingerprint_of
+
+    return fingerprint_of(processor, max_length, num_frames)
+
+
+def check_reference(dataset: datasets.Dataset, expected: dict[str, str]) -> np.ndarray:
+    """Number of reference losses of each row, int64 [rows], after checking that they are the ones ``expected``.
+
+    Raises ValueError if columns are missing, of several or of other origins, or of another length than the targets
+    (where rows hold labels), saying how to rebuild.
+    """
+    missing = [c for c in ("sample_id", "reference_losses", "reference_id") if c not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"the training set has no {', '.join(missing)}: run add_reference_losses(dataset, teacher, processor) on "
+            "it, or choose policy='dense' or 'random', which need no teacher"
+        )
+    columns = [c for c in ("reference_losses", "reference_id", "labels") if c in dataset.column_names]
+    table = dataset.select_columns(columns).with_format("arrow")[:]
+    origins = pc.unique(table["reference_id"]).to_pylist()
+    if len(origins) != 1:
+        raise ValueError(f"the reference losses are of {len(origins)} origins: {origins[:3]}. {_REBUILD}")
+    found = dict(part.split("=", 1) for part in origins[0].split(";"))
+    for name, value in expected.items():
+        if name in found and found[name] != value:
+            hint = (
+                f" To use this teacher on purpose, set ReGateConfig(teacher={found[name]!r})."
+                if name == "teacher"
+                else ""
+            )
+            raise ValueError(
+                f"the reference losses were computed with another {name} ({found[name]}) than this training's "
+                f"({value}). {_REBUILD}{hint}"
+            )
+    lengths = pc.list_value_length(table["reference_losses"]).to_numpy().astype(np.int64)
+    if "labels" in columns:
+        targets = np.array([sum(x != -100 for x in row[1:]) for row in table["labels"].to_pylist()])
+        wrong = np.flatnonzero(targets != lengths)
+        if len(wrong):
+            raise ValueError(
+                f"row {wrong[0]} (and {len(wrong) - 1} more) has {lengths[wrong[0]]} reference losses for "
+                f"{targets[wrong[0]]} targets. {_REBUILD}"
+            )
+    return lengths
+
+
+def _score(
+    rows: datasets.Dataset,
+    teacher: TextTeacher,
+    encode: Encoder,
+    reference_id: str,
+    batch_tokens: int,
+    on_bad_sample: str,
+    report: Callable[[int], Any],
+) -> pa.Table:
+    encoded: list[tuple[Tensor, Tensor]] = []
+    good: list[int] = []
+    for index, row in enumerate(rows):
+        try:
+            encoding = encode(row)
+            ids, labels = encoding["input_ids"], encoding["labels"]
+            if not (labels[1:] != -100).any():
+                raise ValueError(f"sample {row['sample_id']}: no target token in it")
+        except ValueError as error:
+            if on_bad_sample == "raise":
+                raise
+            logger.warning("left out: %s", error)
+            continue
+        encoded.append((ids, labels))
+        good.append(index)
+    losses: list[np.ndarray | None] = [None] * len(rows)
+    for index, loss in zip(good, score_rows(teacher, encoded, batch_tokens, report), strict=True):
+        losses[index] = loss.numpy().astype(np.float16)
+    report(len(rows) - len(good))
+    columns = [
+        pa.array(rows["sample_id"]),
+        pa.array(losses, pa.list_(pa.float16())),
+        pa.array([reference_id] * len(rows)),
+    ]
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def _from_shards(folder: Path, starts: range, compute: Callable[[int], pa.Table], progress: tqdm) -> datasets.Dataset:
+    from accelerate import PartialState
+
+    state = PartialState()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{start:010d}.arrow" for start in starts]
+    for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
+        if number % state.num_processes != state.process_index:
+            continue
+        if _is_whole(path):
+            progress.update(pa.ipc.open_stream(path).read_all().num_rows)
+            continue
+        table = compute(start)
+        temporary = path.with_suffix(".tmp")
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+            writer.write_table(table)
+        os.replace(temporary, path)
+    state.wait_for_everyone()
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])  # memory-mapped
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with pa.memory_map(str(path)) as source:
+            pa.ipc.open_stream(source).read_all().validate()
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _content_key(dataset: datasets.Dataset, reference_id: str, shard_rows: int) -> str:
+    """Name of the folder of shards: changes with the text, ids, targets and media paths of the rows."""
+    digest = hashlib.blake2b(f"{reference_id}|{shard_rows}".encode(), digest_size=12)
+    wanted = ("sample_id", "id", "messages", "images", "videos", "input_ids", "labels", "question", "answer")
+    columns = dataset.select_columns([c for c in wanted if c in dataset.column_names]).with_format("arrow")
+    for batch in _batches(columns):
+        digest.update(repr(batch.to_pydict()).encode())
+    return digest.hexdigest()
+
+
+def _batches(dataset: datasets.Dataset, size: int = 4096) -> Iterator[pa.Table]:
+    for start in range(0, len(dataset), size):
+        yield dataset[start : start + size]

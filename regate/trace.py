@@ -1,0 +1,50 @@
+"""A trace: what the gate saw and decided about chosen samples, step by step, as a Parquet file for the app."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+_LOSSES = pa.list_(pa.float32())
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("sample_id", pa.int64()),
+        ("ratio", pa.float32()),
+        ("reference", _LOSSES),  # the teacher's loss of each target, nats
+        ("ema", _LOSSES),  # the student's EMA before the step, NaN = never observed
+        ("score", _LOSSES),  # NaN in dense steps
+        ("kept", pa.list_(pa.bool_())),
+        ("loss", _LOSSES),  # the student's loss in this step, NaN = elided
+    ]
+)
+
+
+class Trace:
+    """Rows of :data:`SCHEMA` for the samples in ``sample_ids``, kept in memory and rewritten at every save."""
+
+    def __init__(self, path: str | os.PathLike[str], sample_ids: list[int]):
+        self.path = Path(path)
+        self.sample_ids = set(sample_ids)
+        self._rows: list[dict] = []
+
+    def add(self, step: int, sample: Tensor, target: Tensor, ratio: float, **columns: Tensor) -> None:
+        """One micro-batch: sample ids [B], ``target`` and every column [B, L] in predictor space."""
+        for row, sample_id in enumerate(sample.tolist()):
+            if sample_id in self.sample_ids:
+                values = {name: column[row][target[row]].tolist() for name, column in columns.items()}
+                self._rows.append({"step": step, "sample_id": sample_id, "ratio": ratio, **values})
+
+    def save(self) -> None:
+        """Write the file, atomically."""
+        temporary = self.path.with_suffix(".tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), temporary)
+        os.replace(temporary, self.path)
+
+    def rewind(self, step: int) -> None:
+        """Go on from the rows before ``step`` of the file that is there."""
+        rows = pq.read_table(self.path).to_pylist() if self.path.exists() else []
+        self._rows = [row for row in rows if row["step"] < step]

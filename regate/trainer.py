@@ -1,0 +1,450 @@
+"""ReGateTrainer: transformers' Trainer in which each step computes only what the gate keeps.
+
+What differs from Trainer: (1) each batch is gated before it is counted, so that the loss is divided by the supervised
+targets of the whole optimizer step; (2) logits are computed only where a supervised target is predicted, in dense steps
+too, and in sparse steps the decoder runs on active positions only; (3) the difficulty EMA is updated after each step
+and saved with it; (4) checkpoints are complete or not used, and resuming loads every weight or fails.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from regate import checkpoint
+from regate.accounting import FlopModel, StepClock, StepLog, Tokens, causal_pairs, count_tokens, peak_memory_bytes
+from regate.collate import OWN_COLUMNS, GateCollator
+from regate.config import ReGateConfig
+from regate.difficulty import DifficultyBuffer, Observations
+from regate.elision import Elision
+from regate.gate import POLICIES, Gate, decide, signals_of
+from regate.reference import weights_fingerprint
+from regate.reference_column import check_reference, encoding_identity
+from regate.schedule import keep_ratio_at
+from regate.scoring import IGNORE, ordinals, shift_labels, spread
+from regate.tokens import placeholder_token_ids, special_token_ids
+from regate.trace import Trace
+
+_CONVERSATION_COLUMNS = ("id", "messages", "images", "videos")
+_KEY = "_gated"  # where a batch carries its Gated through Trainer
+
+
+@dataclass(frozen=True)
+class Gated:
+    """One micro-batch's gate and what is needed to account for it; tensors [B, L] in predictor space, [B] ids."""
+
+    gate: Gate
+    sample: Tensor | None
+    shifted: Tensor
+    ema: Tensor
+    reference: Tensor
+    has_visual: bool
+
+
+@dataclass
+class Step:
+    """What the micro-batches of one optimizer step add up to."""
+
+    epoch: int
+    ratio: float
+    counts: list[Tensor] = field(default_factory=list)  # int64 [9]: Tokens, causal pairs, skipped
+    sums: list[Tensor] = field(default_factory=list)  # float64 [8]: four (sum, count) pairs
+    observations: list[Observations] = field(default_factory=list)
+
+
+class ReGateTrainer(Trainer):
+    """Trainer with ReGATE's gate. Arguments are Trainer's; ``args`` is a :class:`regate.ReGateConfig`.
+
+    ``train_dataset`` is a ``datasets.Dataset`` that :func:`regate.add_reference_losses` has scored (policies ``dense``
+    and ``random`` need no scores). With conversations as rows the collator is built from ``processing_class``.
+    ``output_dir/steps.jsonl`` logs every step, ``output_dir/trace.parquet`` what was decided about ``trace_samples``.
+
+    Raises ValueError before the first step for data that does not fit (see ``reference_column``),
+    :class:`regate.elision.UnsupportedModel` for models it would get wrong, FloatingPointError if a loss is not finite.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: ReGateConfig,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(args, ReGateConfig):
+            raise ValueError(f"args must be a ReGateConfig; got {type(args).__name__}")
+        for name in ("model_init", "compute_loss_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not supported: the gate is bound to one model and its own loss")
+        columns = getattr(train_dataset, "column_names", None) or []
+        if data_collator is None and "messages" in columns:
+            if not isinstance(processing_class, ProcessorMixin):
+                raise ValueError("rows are conversations: pass the model's processor as processing_class")
+            from regate.data import ConversationCollator
+
+            data_collator = ConversationCollator(
+                processing_class, args.max_length, args.num_frames, on_bad_sample=args.on_bad_sample
+            )
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if self.args.n_gpu > 1:
+            raise ValueError(f"{self.args.n_gpu} GPUs in one process: launch one process a GPU (accelerate launch)")
+        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            raise ValueError(
+                "context and sequence parallelism split the sequence that the gate compacts: not supported"
+            )
+        self.data_collator = GateCollator(self.data_collator)
+        # The stock count of targets sees the gated labels, whatever the model's forward accepts.
+        self.model_accepts_loss_kwargs = True
+        self.policy = POLICIES[args.policy]
+        self.buffer = self._make_buffer(columns)
+        self.elision = Elision(self.model)
+        config = self.model.config
+        self._special_ids = _ids(special_token_ids(processing_class, config))
+        self._placeholder_ids = _ids(placeholder_token_ids(processing_class, config))
+        self._flops = FlopModel.of(self.elision.decoder, self.elision.head)
+        self._step: Step | None = None
+        self._last_entry: dict[str, Any] = {}
+        self.num_skipped = 0
+        self.step_log = StepLog(Path(args.output_dir) / "steps.jsonl")
+        self.trace = Trace(Path(args.output_dir) / "trace.parquet", args.trace_samples) if args.trace_samples else None
+        self.clock = StepClock()
+        self.add_callback(self.clock)
+        self.add_callback(_StepEnd(self))
+
+    # ---- data ----------------------------------------------------------------------------------------------------
+
+    def _make_buffer(self, columns: list[str]) -> DifficultyBuffer | None:
+        if self.train_dataset is None or not (self.policy.needs_reference or "reference_losses" in columns):
+            return None
+        if not isinstance(self.train_dataset, datasets.Dataset):
+            raise ValueError(f"train_dataset must be a datasets.Dataset; got {type(self.train_dataset).__name__}")
+        expected = {"teacher": self.args.teacher} if self.args.teacher else {}
+        if not self.args.teacher and self.policy.needs_reference:
+            expected["teacher"] = weights_fingerprint(self.model.get_decoder(), self.model.get_output_embeddings())
+        expected |= encoding_identity(columns, self.processing_class, self.args.max_length, self.args.num_frames)
+        counts = check_reference(self.train_dataset, expected)
+        sample_ids = self.train_dataset.with_format("numpy", columns=["sample_id"])[:]["sample_id"]
+        return DifficultyBuffer(sample_ids, counts, self.args.beta)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *OWN_COLUMNS, *_CONVERSATION_COLUMNS]))
+
+    # ---- gate ----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        ratio = keep_ratio_at(
+            self.state.global_step,
+            keep_ratio=self.args.keep_ratio,
+            warmup=self.args.gate_warmup_steps,
+            cycle=self.args.cycle,
+            dense_steps=self.args.dense_steps,
+        )
+        self._step = Step(epoch=int(self.state.epoch + 1e-6), ratio=1.0 if self.policy.score is None else ratio)
+        return super().get_batch_samples(map(self._gated, epoch_iterator), num_batches, device)
+
+    def _gated(self, batch: dict[str, Any]) -> dict[str, Any]:
+        labels: Tensor = batch["labels"]
+        if labels.ndim != 2:
+            raise ValueError(f"labels of shape [batch, length] are expected; got {tuple(labels.shape)}")
+        mask = batch.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != labels.shape):
+            raise ValueError("the batch's attention_mask must have the labels' shape, 1 on tokens and 0 on padding")
+        attended = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
+        sample, given = batch.pop("sample_id", None), batch.pop("reference_losses", None)
+        skipped = batch.pop("num_skipped", 0)
+        shifted = shift_labels(labels)
+        target = shifted != IGNORE
+        reference = ema = torch.full(labels.shape, math.nan, device=labels.device)
+        if self.buffer is not None:
+            self._require_lengths(sample, given, target)
+            reference = spread(given.to(labels.device), target)
+            ema = spread(self.buffer.lookup(sample, given.shape[1]).to(labels.device), target)
+        elif sample is None and self.policy.score is not None:
+            raise ValueError("the rows have no sample_id, by which the gate tells samples apart: add that column")
+        signals = signals_of(
+            labels,
+            torch.zeros(len(labels), dtype=torch.long, device=labels.device) if sample is None else sample,
+            ema,
+            reference,
+            step=self.state.global_step,
+            seed=self.args.seed,
+            lambda_=self.args.lambda_,
+            combine=self.args.combine,
+        )
+        special = self._special_ids.to(labels.device)
+        gate = decide(self.policy, signals, labels, attended, special, self._step.ratio, self.args.active_set)
+        counts = count_tokens(
+            batch["input_ids"], labels, attended, self._placeholder_ids.to(labels.device), gate.active, gate.supervised
+        )
+        extra = torch.stack([causal_pairs(gate.active), counts.new_tensor(skipped)])
+        self._step.counts.append(torch.cat([counts, extra]))
+        # Trainer counts these, and compute_loss takes its targets from them.
+        batch["shift_labels"] = shifted.masked_fill(~gate.supervised, IGNORE)
+        has_visual = bool(torch.isin(batch["input_ids"], self._placeholder_ids.to(labels.device)).any())
+        batch[_KEY] = Gated(gate, sample, shifted, ema, reference, has_visual)
+        return batch
+
+    def _require_lengths(self, sample: Tensor | None, given: Tensor | None, target: Tensor) -> None:
+        if sample is None or given is None:
+            raise ValueError("the rows lost sample_id or reference_losses before the collator; keep these columns")
+        wrong = target.sum(1) != (~given.isnan()).sum(1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"sample {int(sample[row])} has {int(target[row].sum())} targets and "
+                f"{int((~given[row].isnan()).sum())} reference losses: template, truncation or frames changed since "
+                "add_reference_losses. Run it again with this training's processor, max_length and num_frames."
+            )
+
+    # ---- loss ----------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ):
+        inputs = {k: v for k, v in inputs.items() if k not in (*OWN_COLUMNS, "num_skipped")}
+        gated: Gated | None = inputs.pop(_KEY, None)
+        if gated is None:  # evaluation
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        gate, shifted = gated.gate, inputs.pop("shift_labels")
+        del inputs["labels"]
+        with self.elision(
+            gate.active if gate.elides else None,
+            gate.supervised,
+            passthrough=gate.elides and self.args.active_set == "kept-passthrough",
+            expects_multimodal_rope=gated.has_visual,
+        ):
+            outputs = model(**inputs)
+        wanted = shifted[gate.supervised]  # [N]
+        if outputs.logits.shape[:-1] != wanted.shape:
+            raise ValueError(
+                f"{type(self.model).__name__} returned logits of shape {tuple(outputs.logits.shape)} for {len(wanted)} "
+                "predicted targets: its forward reshapes or drops what the head computes"
+            )
+        losses = nn.functional.cross_entropy(outputs.logits.float(), wanted, reduction="none")  # [N]
+        # Over no target this is a zero that hangs on the graph, so that no rank waits for its gradients in vain.
+        total = losses.sum() if len(wanted) else outputs.logits.float().sum()
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(
+                f"the loss is {total.item()} in step {self.state.global_step}, samples "
+                f"{None if gated.sample is None else gated.sample.tolist()}. The last complete checkpoint is "
+                f"{self.last_complete_checkpoint()}; look at these samples, or lower the learning rate."
+            )
+        self._observe(gated, losses.detach())
+        # DDP and FSDP average gradients over ranks, and the number is of all ranks.
+        loss = total * (self.accelerator.num_processes // self.get_tp_size()) / max(float(num_items_in_batch), 1.0)
+        return (loss, outputs) if return_outputs else loss
+
+    def _observe(self, gated: Gated, losses: Tensor) -> None:
+        """Take a micro-batch's losses [N] of supervised targets for the EMA, the log and the trace."""
+        gate = gated.gate
+        loss = torch.full(gated.ema.shape, math.nan, device=losses.device)
+        loss[gate.supervised] = losses
+        elided = gate.target & ~gate.supervised
+        self._step.sums.append(
+            torch.cat(
+                [
+                    _sum_and_count(gated.reference, gate.supervised),
+                    _sum_and_count(gated.reference, elided),
+                    _sum_and_count(loss, gate.supervised),
+                    _sum_and_count(gated.ema, elided),  # an elided target has no loss in this step
+                ]
+            )
+        )
+        if self.buffer is not None:
+            row = gate.supervised.nonzero()[:, 0]
+            ordinal = ordinals(gate.target)[gate.supervised]
+            self._step.observations.append(Observations(gated.sample, row, ordinal, losses.float()))
+        if self.trace is not None and gated.sample is not None:
+            score = torch.full_like(loss, math.nan) if gate.score is None else gate.score
+            self.trace.add(
+                self.state.global_step,
+                gated.sample,
+                gate.target,
+                gate.ratio,
+                reference=gated.reference,
+                ema=gated.ema,
+                score=score,
+                kept=gate.kept,
+                loss=loss,
+            )
+
+    def _finish_step(self) -> None:
+        """After the optimizer's step: exchange what was observed, update the EMA, log."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        if self.buffer is not None:
+            self.buffer.update(exchange(step.observations, self.accelerator), step.epoch)
+        counts = torch.stack(step.counts).sum(0)
+        sums = torch.stack(step.sums).sum(0)
+        if self.accelerator.num_processes > 1:
+            counts, sums = self.accelerator.reduce(counts, "sum"), self.accelerator.reduce(sums, "sum")
+        *kinds, pairs, skipped = counts.tolist()
+        tokens = Tokens(*kinds)
+        self.num_skipped += skipped
+        means = [s / n if n else None for s, n in sums.view(4, 2).tolist()]
+        self._last_entry = {
+            "step": self.state.global_step - 1,
+            "ratio": step.ratio,
+            "tokens": tokens,
+            "decoder_flops": self._flops.decoder_step(tokens.active, pairs),
+            "head_flops": self._flops.head_step(tokens.supervised),
+            "seconds": self.clock.seconds[-1],
+            "peak_memory_bytes": peak_memory_bytes(),
+            "reference_kept": means[0],
+            "reference_elided": means[1],
+            "loss_kept": means[2],
+            "ema_elided": means[3],
+            "skipped": skipped,
+        }
+        if self.is_world_process_zero():
+            self.step_log.add(**self._last_entry)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._last_entry:
+            entry = self._last_entry
+            logs |= {k: v for k, v in entry.items() if isinstance(v, (int, float)) and k not in ("step", "skipped")}
+            logs |= {f"tokens_{k}": v for k, v in vars(entry["tokens"]).items()}
+            logs["skipped_samples"] = self.num_skipped
+            self.step_log.flush()
+        super().log(logs, start_time)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As Trainer's. ``True`` resumes from the last complete checkpoint; a path must be a complete one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.last_complete_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint"
+                )
+        elif resume_from_checkpoint:
+            checkpoint.require_complete(resume_from_checkpoint)
+        start = checkpoint.step_of(resume_from_checkpoint) if resume_from_checkpoint else 0
+        if self.is_world_process_zero():
+            self.step_log.rewind(start)
+            if self.trace is not None:
+                self.trace.rewind(start)
+        try:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        finally:
+            self._save_logs()
+
+    def last_complete_checkpoint(self) -> str | None:
+        """Path of the complete checkpoint with the highest step in ``output_dir``, or None."""
+        return checkpoint.last_complete(self.args.output_dir)
+
+    def _save_logs(self) -> None:
+        if self.is_world_process_zero():
+            self.step_log.flush()
+            if self.trace is not None:
+                self.trace.save()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Old checkpoints go only after the new one is marked as complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self._save_logs()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run_dir = self._get_output_dir(trial=trial)
+            checkpoint.mark_complete(Path(run_dir) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(
+                output_dir=run_dir, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.buffer is not None and self.args.should_save:
+            self.buffer.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.buffer is not None and checkpoint is not None:
+            self.buffer.load(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        model = self.model if model is None else model
+        if self._loads_exactly(model):
+            checkpoint.load_weights(model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._loads_exactly(self.model):
+            checkpoint.load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _loads_exactly(self, model: nn.Module) -> bool:
+        """Whether the checkpoint is a plain save_pretrained directory; adapters and sharded states load as they are."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(model, "peft_config"))
+
+
+class _StepEnd(TrainerCallback):
+    """Calls the trainer between the optimizer's step and logging, saving or evaluating; after its StepClock."""
+
+    def __init__(self, trainer: ReGateTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer._finish_step()
+
+
+def exchange(parts: list[Observations], accelerator: Any) -> Observations:
+    """All ranks' observations of one optimizer step, in rank order, on the CPU: one padded collective."""
+    offsets = torch.tensor([0, *[len(p.sample) for p in parts]]).cumsum(0).tolist()
+    sample = torch.cat([p.sample[p.row] for p in parts])
+    row = torch.cat([p.row + offset for p, offset in zip(parts, offsets, strict=False)])
+    ordinal, loss = torch.cat([p.ordinal for p in parts]), torch.cat([p.loss for p in parts])
+    # The row's number within the rank tells repeats of a sample apart; losses travel as their bits.
+    packed = torch.stack([sample, row, ordinal, loss.view(torch.int32).long()], dim=1)  # [K, 4]
+    if accelerator.num_processes > 1:
+        rank = torch.full_like(row, accelerator.process_index)[:, None]
+        packed = accelerator.pad_across_processes(torch.cat([packed, rank], dim=1), dim=0, pad_index=-1)
+        packed = accelerator.gather(packed)
+        packed = packed[packed[:, 0] >= 0]
+        keys = packed[:, 4] * (int(packed[:, 1].max()) + 1 if len(packed) else 1) + packed[:, 1]
+    else:
+        keys = packed[:, 1]
+    packed, keys = packed.cpu(), keys.cpu()
+    rows, row = keys.unique(sorted=True, return_inverse=True)
+    sample = torch.empty(len(rows), dtype=torch.long).scatter_(0, row, packed[:, 0])
+    return Observations(sample, row, packed[:, 2], packed[:, 3].int().view(torch.float32))
+
+
+def _sum_and_count(values: Tensor, where: Tensor) -> Tensor:
+    where = where & values.isfinite()
+    return torch.stack([values.masked_fill(~where, 0).double().sum(), where.sum().double()])
+
+
+def _ids(ids: set[int]) -> Tensor:
+    return torch.tensor(sorted(ids), dtype=torch.long)
