@@ -1,0 +1,253 @@
+"""Video and image files -> arrays. Whatever cannot be read is a `MediaError` that names the file and what was found.
+
+Frames are chosen here, not by the processors: the T midpoints of T equal parts of the video. A video with fewer frames
+than that is read whole, and its last frame is repeated.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Decode on rather than seek while the next wanted frame is this near.
+_SEEK_BEYOND = 64
+
+
+class MediaError(ValueError):
+    """A file that is no usable image or video.
+
+    Attributes:
+        file: the path that was asked for.
+    """
+
+    def __init__(self, message: str, file: str | None = None) -> None:
+        super().__init__(message)
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.file)
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames chosen from a video, and where they come from.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3], RGB.
+        indices: the T frame numbers, 0-based; in a short video the last occurs more than once.
+        total: number of frames of the whole video.
+        fps: frames per second, or None where the file does not say.
+    """
+
+    frames: np.ndarray
+    indices: list[int]
+    total: int
+    fps: float | None
+
+
+def midpoints(total: int, num_frames: int) -> list[int]:
+    """The middles of `num_frames` equal parts of `total` frames; all frames, the last repeated, where there are fewer.
+
+    Returns:
+        `num_frames` ascending frame numbers in [0, total).
+
+    Raises:
+        ValueError: either number is below 1.
+    """
+    if total < 1 or num_frames < 1:
+        raise ValueError(f"total is {total} and num_frames is {num_frames}, expected both to be at least 1")
+    if total <= num_frames:
+        return [min(i, total - 1) for i in range(num_frames)]
+    return [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
+
+
+def read_video(path: str | Path, num_frames: int) -> np.ndarray:
+    """The chosen frames of a video file, or of a folder of frames.
+
+    Args:
+        path: any file that FFmpeg decodes (mp4, webm, gif, ...), or a folder of images, in the natural order of names.
+        num_frames: T.
+
+    Returns:
+        uint8 [T, H, W, 3], RGB, upright (rotation metadata applied).
+
+    Raises:
+        MediaError: missing, empty, truncated or undecodable; a folder without images or with images of several sizes.
+        ValueError: num_frames below 1.
+    """
+    return load_video(path, num_frames).frames
+
+
+def load_video(path: str | Path, num_frames: int) -> Video:
+    """`read_video`, with frame numbers and rate: what processors that write timestamps need."""
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}, expected at least 1")
+    path = Path(path)
+    expected = "a video, or a folder of frames"
+    if not path.exists():
+        raise _error(path, "no such file", expected)
+    if path.is_dir():
+        return _load_folder(path, num_frames)
+    if path.stat().st_size == 0:
+        raise _error(path, "an empty file", expected)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+                raise _error(path, f"no video stream ({kinds})", expected)
+            return _decode(path, container, num_frames)
+    except (av.FFmpegError, EOFError) as error:  # av's errors are also OSErrors and ValueErrors of many kinds
+        raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """One image, RGB, upright (EXIF orientation applied).
+
+    Raises:
+        MediaError: missing, empty, truncated or undecodable.
+    """
+    path = Path(path)
+    expected = "an image"
+    if not path.exists():
+        raise _error(path, "no such file", expected)
+    if path.is_dir():
+        raise _error(path, "a folder", expected + " (a folder of frames is a video: list it under `video`)")
+    if path.stat().st_size == 0:
+        raise _error(path, "an empty file", expected)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("P", "LA", "PA"):
+                upright = upright.convert("RGBA")
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
+
+
+def _load_folder(path: Path, num_frames: int) -> Video:
+    files = [f for f in path.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith(".")]
+    if not files:
+        raise _error(path, "a folder without images", f"a folder of frames ({', '.join(IMAGE_ENDINGS[:3])}, ...)")
+    files.sort(key=lambda f: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", f.name)])
+    indices = midpoints(len(files), num_frames)
+    frames = {i: np.asarray(read_image(files[i])) for i in sorted(set(indices))}
+    _one_size(path, frames)
+    return Video(np.stack([frames[i] for i in indices]), indices, len(files), None)
+
+
+def _decode(path: Path, container: InputContainer, num_frames: int) -> Video:
+    """Two passes: count packets without decoding, then decode the wanted frames, seeking over long gaps."""
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    packets, seen = _packets(container, stream)
+    total = len(packets)
+    if total == 0:
+        raise _error(path, "a video without frames", "at least one frame")
+    _check_complete(path, container, stream, total, seen)
+    times = sorted(pts for pts, _ in packets if pts is not None)
+    frames: dict[int, av.VideoFrame] | None = None
+    if total > _SEEK_BEYOND and len(times) == total == len(set(times)):
+        keys = sorted(pts for pts, is_key in packets if is_key)
+        frames = _seek_frames(container, stream, times, keys, sorted(set(midpoints(total, num_frames))))
+    if frames is None:
+        frames, total = _all_frames(path, container, stream, num_frames, total)
+    if any(frame.is_corrupt for frame in frames.values()):
+        raise _error(path, "frames that the decoder marks as corrupt", "intact frames")
+    arrays = {i: _to_rgb(frame) for i, frame in frames.items()}
+    _one_size(path, arrays)
+    indices = midpoints(total, num_frames)
+    fps = float(stream.average_rate) if stream.average_rate else None
+    return Video(np.stack([arrays[i] for i in indices]), indices, total, fps)
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> tuple[list[tuple[int | None, bool]], float]:
+    """(time, is a key frame) of each packet of the video, and the latest second that any stream reaches."""
+    packets, seen = [], 0.0
+    for packet in container.demux():
+        if packet.pts is not None and packet.time_base is not None:
+            seen = max(seen, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index and packet.size and not packet.is_discard:
+            packets.append((packet.pts, packet.is_keyframe))
+    return packets, seen
+
+
+def _check_complete(path: Path, container: InputContainer, stream: VideoStream, total: int, seen: float) -> None:
+    """Raises where a file ends before what its header declares. A missing per cent or two frames are let pass."""
+    expected = "a complete file"
+    if total < stream.frames - max(2, stream.frames // 100):
+        raise _error(path, f"{total} of the {stream.frames} frames that its header declares", expected)
+    if "matroska" in container.format.name and container.duration:
+        declared = container.duration / av.time_base
+        if seen < declared - max(0.5, 0.02 * declared):
+            raise _error(path, f"{seen:.1f} of the {declared:.1f} seconds that its header declares", expected)
+    if container.format.name == "gif":
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16))
+            if b";" not in file.read():
+                raise _error(path, "a GIF without its end mark", expected)
+
+
+def _seek_frames(
+    container: InputContainer, stream: VideoStream, times: list[int], keys: list[int], wanted: list[int]
+) -> dict[int, av.VideoFrame] | None:
+    """Frames by number, by way of their times; None where the file does not keep to its own times."""
+    number = {pts: i for i, pts in enumerate(times)}
+    frames: dict[int, av.VideoFrame] = {}
+    container.seek(0, stream=stream)
+    decoder, position = container.decode(stream), -1
+    for index in wanted:
+        start = max((k for k in keys if k <= times[index]), default=times[0])
+        if index - position > _SEEK_BEYOND and number[start] > position + 1:
+            container.seek(start, stream=stream)
+            decoder = container.decode(stream)
+        for frame in decoder:
+            position = number.get(frame.pts, -1)
+            if position >= index:
+                break
+        if position != index:
+            return None
+        frames[index] = frame
+    return frames
+
+
+def _all_frames(
+    path: Path, container: InputContainer, stream: VideoStream, num_frames: int, packets: int
+) -> tuple[dict[int, av.VideoFrame], int]:
+    """Decodes from the start. Returns the wanted frames and how many there are: not always as many as packets."""
+    container.seek(0, stream=stream)
+    total = sum(1 for _ in container.decode(stream))
+    if total < max(1, packets - max(2, packets // 100)):
+        raise _error(path, f"{total} frames that decode out of {packets}", "a complete file")
+    wanted = set(midpoints(total, num_frames))
+    container.seek(0, stream=stream)
+    return {i: frame for i, frame in enumerate(container.decode(stream)) if i in wanted}, total
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """uint8 [H, W, 3], upright."""
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
+
+
+def _one_size(path: Path, frames: dict[int, np.ndarray]) -> None:
+    sizes = {frame.shape for frame in frames.values()}
+    if len(sizes) > 1:
+        found = ", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes))
+        raise _error(path, f"frames of several sizes ({found})", "frames of one size")
+
+
+def _error(path: Path, found: str, expected: str) -> MediaError:
+    return MediaError(f"{path}: found {found}, expected {expected}", str(path))
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error's text, without the path that the message names already."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:160]

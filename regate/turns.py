@@ -1,0 +1,203 @@
+"""One sample as users write it -> one row of the table of conversations: the structural checks, sample by sample."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from regate.media import IMAGE_ENDINGS
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_TAG = re.compile(r"\s*<(image|video)>\s*")
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used. Whoever skips bad samples catches this and nothing else.
+
+    Attributes:
+        sample_id: the user's id, or the row number where that is all that is known, or None.
+        file: the file at fault: of the conversations, or an image or a video.
+    """
+
+    def __init__(self, message: str, sample_id: Any = None, file: str | None = None) -> None:
+        super().__init__(message)
+        self.sample_id, self.file = sample_id, file
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.sample_id, self.file)
+
+
+def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
+    """Checks one sample and brings it into the form of the table.
+
+    Args:
+        row: {"id", "image" | "video": str or list, "conversations": [{"from", "value"}]}, or "messages" with
+            [{"role", "content"}]; "images" and "videos" are understood as well. `<image>` and `<video>` in a text say
+            where the media stand; where no text holds one, they stand before the first question.
+        root: absolute; media are looked for in it and nowhere else.
+        origin: the file that the sample comes from, for messages.
+
+    Returns:
+        {"id": str, "messages": JSON, "images": [str], "videos": [str]}
+
+    Raises:
+        BadSample: naming `origin`, the sample, the field, what was found and what was expected.
+    """
+    name = str(row["id"]) if isinstance(row, Mapping) and "id" in row else None
+
+    def bad(field: str, found: str, expected: str, file: str = origin) -> BadSample:
+        return BadSample(f"{origin}: sample {name!r}, {field}: found {found}, expected {expected}.", name, file)
+
+    if not isinstance(row, Mapping):
+        raise bad("the sample", _kind(row), "an object with id, image or video, and conversations")
+    messages, inline = _messages(row, bad)
+    listed = {what: _paths(row, what, bad) for what in ("image", "video")}
+    for what, key in (("image", "images"), ("video", "videos")):
+        if inline[what] and listed[what]:
+            raise bad(key, "paths both here and inside the messages", "either")
+        listed[what] = listed[what] or inline[what]
+    if "file_name" in row and not listed["image"] and not listed["video"]:
+        ending = Path(str(row["file_name"])).suffix.lower()
+        listed["image" if ending in IMAGE_ENDINGS and ending != ".gif" else "video"] = [str(row["file_name"])]
+    _place(messages, listed, bad)
+    files = {what: [_resolve(value, what, root, bad) for value in values] for what, values in listed.items()}
+    return {
+        "id": name,
+        "messages": json.dumps(messages, ensure_ascii=False),
+        "images": files["image"],
+        "videos": files["video"],
+    }
+
+
+def _messages(row: Mapping, bad: Any) -> tuple[list[dict], dict[str, list[str]]]:
+    """Turns as chat messages, and the media paths that stand inside them."""
+    field = "conversations" if row.get("conversations") is not None else "messages"
+    turns = row.get(field)
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except json.JSONDecodeError:
+            raise bad(field, f"a string that is no JSON ({turns[:40]!r})", "a list of turns") from None
+    if not isinstance(turns, list) or not turns:
+        raise bad(field, "nothing" if turns is None else _kind(turns), 'a list of turns: [{"from", "value"}, ...]')
+    inline: dict[str, list[str]] = {"image": [], "video": []}
+    messages = []
+    for index, turn in enumerate(turns):
+        where = f"{field}[{index}]"
+        if not isinstance(turn, Mapping):
+            raise bad(where, _kind(turn), 'an object with "from" and "value" (or "role" and "content")')
+        role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if role not in _ROLES:
+            raise bad(f"{where}.from", repr(role), f"one of {', '.join(_ROLES)}")
+        items = _items(content, where, inline, bad)
+        if _ROLES[role] == "assistant":
+            if not any(item.get("text", "").strip() for item in items):
+                raise bad(where, "an empty answer", "text")
+            if any(item["type"] != "text" for item in items):
+                raise bad(where, "an image or a video in an answer", "text only")
+        elif not items:
+            raise bad(where, "an empty turn", "text, an image or a video")
+        messages.append({"role": _ROLES[role], "content": items})
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise bad(field, "no answer", "at least one turn of gpt (assistant)")
+    if "user" not in roles[: roles.index("assistant")]:
+        raise bad(field, "an answer before any question", "a turn of human (user) first")
+    if roles[-1] != "assistant":
+        raise bad(field, f"a last turn of {roles[-1]}", "an answer at the end (drop the last question)")
+    return messages, inline
+
+
+def _items(content: Any, where: str, inline: dict[str, list[str]], bad: Any) -> list[dict]:
+    """The content of one turn as [{"type": "text", "text"}, {"type": "image"}, {"type": "video"}]; fills `inline`."""
+    if isinstance(content, str):
+        parts = _TAG.split(content)
+        items = [{"type": part} if i % 2 else {"type": "text", "text": part} for i, part in enumerate(parts)]
+        return [item for item in items if item["type"] != "text" or item["text"].strip()]
+    if not isinstance(content, list):
+        raise bad(where, "no text" if content is None else _kind(content), "text")
+    items = []
+    for item in content:
+        what = item.get("type") if isinstance(item, Mapping) else None
+        if what == "text" and isinstance(item.get("text"), str):
+            if item["text"].strip():
+                items.append({"type": "text", "text": item["text"]})
+        elif what in ("image", "video"):
+            path = next((item[key] for key in (what, "path", "url") if item.get(key) is not None), None)
+            if path is not None:
+                if not isinstance(path, str):
+                    raise bad(f"{where}.{what}", _kind(path), "a path")
+                inline[what].append(path)
+            items.append({"type": what})
+        else:
+            raise bad(where, f"content {str(item)[:60]!r}", '{"type": "text" | "image" | "video", ...}')
+    return items
+
+
+def _paths(row: Mapping, what: str, bad: Any) -> list[str]:
+    """The media paths under `image` or `images` (`video` or `videos`)."""
+    keys = [key for key in (what, what + "s") if row.get(key) is not None]
+    if len(keys) > 1:
+        raise bad(what, f"both {keys[0]} and {keys[1]}", "one of them")
+    if not keys:
+        return []
+    values = row[keys[0]] if isinstance(row[keys[0]], list) else [row[keys[0]]]
+    paths = []
+    for value in values:
+        if isinstance(value, Mapping) and "bytes" in value:  # an Image of `datasets`, not decoded
+            if not value.get("path") or value.get("bytes"):
+                raise bad(keys[0], "embedded bytes", "a path (write the pictures to files, and name those)")
+            value = value["path"]
+        if not isinstance(value, str) or not value.strip():
+            raise bad(
+                keys[0], _kind(value) if not isinstance(value, str) else "an empty path", "a path, or a list of paths"
+            )
+        paths.append(value)
+    return paths
+
+
+def _place(messages: list[dict], listed: dict[str, list[str]], bad: Any) -> None:
+    """Makes the messages refer to each listed file once, in place."""
+    items = [item for message in messages for item in message["content"]]
+    tags = [item for item in items if item["type"] != "text"]
+    if not tags:
+        seats = [{"type": what} for what in ("image", "video") for _ in listed[what]]
+        first = next(message for message in messages if message["role"] == "user")
+        first["content"] = seats + first["content"]
+        return
+    if not listed["image"] and len(tags) == len(listed["video"]):  # some video data say <image> for a video
+        for tag in tags:
+            tag["type"] = "video"
+        return
+    for what in ("image", "video"):
+        seats = sum(tag["type"] == what for tag in tags)
+        if seats != len(listed[what]):
+            raise bad(
+                what, f"{len(listed[what])} files and {seats} <{what}> in the text", "as many of one as of the other"
+            )
+
+
+def _resolve(value: str, what: str, root: Path, bad: Any) -> str:
+    """An absolute path inside `root` of a file that exists."""
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", value):
+        raise bad(what, f"an address ({value[:80]})", "a local file: download it first")
+    full = os.path.normpath(os.path.join(root, value))
+    if "\0" in value or os.path.commonpath([full, root]) != str(root):
+        raise bad(
+            what, f"{value!r}, which lies outside of the media folder {root}", "a path inside it (see media_root)"
+        )
+    if not os.path.exists(full):
+        raise bad(what, f"no file at {full}", f"the {what} there (paths are relative to media_root, {root})", full)
+    if what == "image" and os.path.isdir(full):
+        raise bad(what, f"a folder at {full}", "an image (a folder of frames goes under `video`)", full)
+    return full
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in the words of JSON."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
