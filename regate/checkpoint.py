@@ -17,7 +17,8 @@ class IncompleteCheckpoint(ValueError):
 def mark_complete(directory: str | os.PathLike[str]) -> None:
     """Write the marker that says so: names and sizes of all files. The last thing that is written."""
     directory = Path(directory)
-    sizes = {str(f.relative_to(directory)): f.stat().st_size for f in directory.rglob("*") if f.is_file()}
+    files = [f for f in directory.rglob("*") if f.is_file() and f != directory / MARKER]
+    sizes = {str(f.relative_to(directory)): f.stat().st_size for f in files}
     temporary = directory / f"{MARKER}.tmp"
     with temporary.open("w") as file:
         json.dump(sizes, file)

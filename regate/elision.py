@@ -240,16 +240,17 @@ def causal_decoder(model: nn.Module) -> nn.Module:
     for required in ("inputs_embeds", "attention_mask", "position_ids"):
         if required not in parameters:
             raise UnsupportedModel(f"the decoder {_name(decoder)} of {name} takes no {required}")
-    causal = [m.is_causal for m in decoder.modules() if isinstance(getattr(m, "is_causal", None), bool)]
-    if not causal or not all(causal) or not getattr(config, "is_causal", True):
-        raise UnsupportedModel(f"{_name(decoder)} of {name} is no causal decoder: its attention sees later tokens")
     strange = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
+    strange |= {type(m).__name__ for m in decoder.modules() if isinstance(m, nn.Conv1d)}
     strange |= {f for f in _HYBRID_FIELDS if getattr(config, f, None)}
     if strange:
         raise UnsupportedModel(
             f"{_name(decoder)} of {name} has layers that elision would corrupt, because they look at neighbouring "
             f"slots: {sorted(strange)}"
         )
+    causal = [m.is_causal for m in decoder.modules() if isinstance(getattr(m, "is_causal", None), bool)]
+    if not causal or not all(causal) or not getattr(config, "is_causal", True):
+        raise UnsupportedModel(f"{_name(decoder)} of {name} is no causal decoder: its attention sees later tokens")
     if getattr(config, "output_router_logits", False):
         raise UnsupportedModel(
             f"{_name(decoder)} of {name} computes a router loss over all positions; set output_router_logits=False"

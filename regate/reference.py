@@ -132,11 +132,12 @@ def load_teacher(teacher: nn.Module | str | os.PathLike[str], processor: Any, at
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    from regate.fingerprint import tokenizer_fingerprint
     from regate.tokens import placeholder_token_ids
 
     tokenizer = getattr(processor, "tokenizer", processor)
     if not isinstance(teacher, nn.Module):
+        from regate.fingerprint import tokenizer_fingerprint
+
         theirs = AutoTokenizer.from_pretrained(teacher)
         if tokenizer is not None and tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
             raise ValueError(

@@ -118,7 +118,9 @@ class ReGateTrainer(Trainer):
         self.buffer = self._make_buffer(columns)
         self.elision = Elision(self.model)
         config = self.model.config
-        self._special_ids = _ids(special_token_ids(processing_class, config))
+        if processing_class is None and self.policy.score is not None:
+            raise ValueError("pass the processor or tokenizer as processing_class: the gate never drops its markers")
+        self._special_ids = _ids(special_token_ids(processing_class, config) if processing_class else set())
         self._placeholder_ids = _ids(placeholder_token_ids(processing_class, config))
         self._flops = FlopModel.of(self.elision.decoder, self.elision.head)
         self._step: Step | None = None

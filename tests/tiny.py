@@ -216,9 +216,23 @@ def tiny_batch(
         input_ids, attention_mask, labels: int64 [B, L] (-100 on all but targets), `mm_token_type_ids` where the
         processor makes them, and the visual inputs of the kind.
     """
+    rows = tiny_rows(kind, processor, lengths, seed, num_frames)
+    return tiny_collate(processor, rows, padding_side)
+
+
+def tiny_rows(
+    kind: str, processor: Any, lengths: list[int], seed: int = 0, num_frames: int = 2
+) -> list[dict[str, torch.Tensor]]:
+    """The rows of `tiny_batch`, unpadded: text inputs [L], visual inputs as the processor gives them for one sample."""
     _check(kind)
     rng = np.random.default_rng(seed)
-    rows = [_row(kind, processor, rng, index % 3, length, num_frames) for index, length in enumerate(lengths)]
+    return [_row(kind, processor, rng, index % 3, length, num_frames) for index, length in enumerate(lengths)]
+
+
+def tiny_collate(
+    processor: Any, rows: list[dict[str, torch.Tensor]], padding_side: str = "right"
+) -> dict[str, torch.Tensor]:
+    """Rows of `tiny_rows` -> a batch for `model(**batch)`."""
     width = max(row["input_ids"].shape[0] for row in rows)
     batch: dict[str, torch.Tensor] = {}
     fill = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0, "labels": -100}
