@@ -205,7 +205,7 @@ def _read(path: Path) -> Any:
 
 
 def _undecoded(table: datasets.Dataset) -> datasets.Dataset:
-    """Images and videos stay paths."""
+    """Images and videos stay paths, or bytes."""
     for name, feature in table.features.items():
         if isinstance(feature, (datasets.Image, datasets.Video)):
             table = table.cast_column(name, type(feature)(decode=False))

@@ -4,11 +4,14 @@ Frames are chosen here, not by the processors: the T midpoints of T equal parts 
 than that is read whole, and its last frame is repeated.
 """
 
+import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import datasets
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
@@ -129,6 +132,22 @@ def read_image(path: str | Path) -> Image.Image:
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
+
+
+def keep_bytes(data: bytes, name: str | None = None) -> str:
+    """Writes a file that a data set holds inside, once, to the cache of `datasets`, named by its content.
+
+    Returns:
+        Its absolute path.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "regate-media"
+    path = folder / (hashlib.blake2b(data, digest_size=16).hexdigest() + Path(name or "").suffix)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    return str(path)
 
 
 def _load_folder(path: Path, num_frames: int) -> Video:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regate.media import IMAGE_ENDINGS
+from regate.media import IMAGE_ENDINGS, keep_bytes
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TAG = re.compile(r"\s*<(image|video)>\s*")
@@ -27,6 +27,10 @@ class BadSample(ValueError):
 
     def __reduce__(self) -> tuple:
         return type(self), (str(self), self.sample_id, self.file)
+
+
+class _Embedded(str):
+    """The path of a file that a data set held inside, and that we wrote out: no user chose it."""
 
 
 def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
@@ -146,10 +150,8 @@ def _paths(row: Mapping, what: str, bad: Any) -> list[str]:
     values = row[keys[0]] if isinstance(row[keys[0]], list) else [row[keys[0]]]
     paths = []
     for value in values:
-        if isinstance(value, Mapping) and "bytes" in value:  # an Image of `datasets`, not decoded
-            if not value.get("path") or value.get("bytes"):
-                raise bad(keys[0], "embedded bytes", "a path (write the pictures to files, and name those)")
-            value = value["path"]
+        if isinstance(value, Mapping) and "bytes" in value:  # an Image or a Video of `datasets`, not decoded
+            value = _Embedded(keep_bytes(value["bytes"], value.get("path"))) if value["bytes"] else value.get("path")
         if not isinstance(value, str) or not value.strip():
             raise bad(
                 keys[0], _kind(value) if not isinstance(value, str) else "an empty path", "a path, or a list of paths"
@@ -181,6 +183,8 @@ def _place(messages: list[dict], listed: dict[str, list[str]], bad: Any) -> None
 
 def _resolve(value: str, what: str, root: Path, bad: Any) -> str:
     """An absolute path inside `root` of a file that exists."""
+    if isinstance(value, _Embedded):
+        return str(value)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", value):
         raise bad(what, f"an address ({value[:80]})", "a local file: download it first")
     full = os.path.normpath(os.path.join(root, value))
