@@ -1,0 +1,231 @@
+"""The paper's tables from records: published numbers beside measured ones. Free of torch; no number is typed here.
+
+    python -m repro.tables            # results/tables from committed records; runs/tables from those and your own
+    python -m repro.tables --check    # exit 1 and name the files where committed tables are not what the records give
+
+Units of cells: tokens, seconds, FLOPs, bytes; accuracies and changes in percent; differences of accuracies in points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from repro import compare, render
+from repro.record import TOKEN_KINDS, Record, RecordError, load
+from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
+from repro.rows import Published, measured_group, published_rows
+from repro.stats import with_half_width
+
+
+def read_published(path: str | Path = "results/published.json") -> Published:
+    """What the paper prints: `cells`, `claims`, and `notes` on where it disagrees with itself."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+# --- Table 4 ---
+
+
+def table4(records: Sequence[Record], published: Published, benchmark: str = "mvbench") -> pd.DataFrame:
+    """Efficiency: published rows, then each group of runs. One line a cell, raw numbers (`render.CELL`)."""
+    runs = compare.groups(record for record in records if compare.in_table(record, "4"))
+    papers = list(dict.fromkeys(c["student"] for c in published["cells"] if c["table"] == "4"))
+    cells: list[Cell] = []
+    for student in dict.fromkeys([*(group.student for group in runs), *papers]):
+        cells += published_rows(published, "4", student)
+        for group in runs:
+            cells += measured_group(group, benchmark) if group.student == student else []
+    return render.frame([*cells, *(Cell("", "", "", NOTE, text=note) for note in _NOTES)])
+
+
+_NOTES = (
+    "tokens: the paper's count, supervised targets, those of dense steps included; (change against the baseline)",
+    "train time: training alone, without evaluation and checkpointing; † timed beside other work, not comparable",
+    "FLOPs: decoder and head, forward and backward; teacher: scoring the training set once, before training",
+    "accuracy: MVBench where published, its twin where measured; macro average over subtasks; ± is half of the 95 % "
+    "interval, over questions (bootstrap, stratified by subtask) and over seeds (Student's t)",
+    "published v2 gives GPU-hours, and an average (avg) over benchmarks that it does not name; published rows at "
+    "the baseline's peak lie just below it, measured ones at or above it",
+)
+
+
+def _with_change(key: str, form: Callable[[float], str]) -> Callable[[Cells], str]:
+    plain = shown(key, form)
+
+    def show(cells: Cells) -> str:
+        moved = cells.get(f"{key}.change")
+        tail = f" ({render.signed_percent(moved.value)})" if moved and moved.value is not None else ""
+        return plain(cells) + (cells[key].text if key in cells and cells[key].value is not None else "") + tail
+
+    return show
+
+
+def _origin(cells: Cells) -> str:
+    first = next(iter(cells.values()))
+    return first.origin if first.origin.startswith("published") else f"{first.origin} {first.scale}"
+
+
+def _time(cells: Cells) -> str:
+    if "train_gpu_hours" not in cells:
+        return _with_change("train_seconds", render.duration)(cells)
+    moved = cells.get("train_seconds.change")
+    tail = f" ({render.signed_percent(moved.value)})" if moved and moved.value is not None else ""
+    return shown("train_gpu_hours", _gpu_hours)(cells) + tail
+
+
+def _gpu_hours(value: float) -> str:
+    return f"{value:.1f} GPU-h"
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def _accuracy(cells: Cells) -> str:
+    cell = cells.get("accuracy")
+    average = shown("accuracy_average", lambda value: f"avg {value:.1f}")(cells)
+    if cell is None or cell.value is None:
+        return cell.text if cell and cell.text else average
+    half = (cell.high - cell.low) / 2 if cell.low is not None and cell.high is not None else None
+    return with_half_width(cell.value, half) + (f" ({average})" if average != render.MISSING else "")
+
+
+def _seeds_shown(cells: Cells) -> str:
+    over = cells.get("accuracy.seeds")
+    if over and over.low is not None and over.high is not None:
+        return f"±{(over.high - over.low) / 2:.1f}"
+    return "one seed" if "accuracy" in cells and cells["accuracy"].seeds == 1 else render.MISSING
+
+
+def _seeds_count(cells: Cells) -> str:
+    reached = cells.get("peak.reached")
+    if reached and reached.value is not None:
+        return f"{reached.value:.0f} of {reached.seeds}"
+    known = [cell.seeds for cell in cells.values() if cell.seeds]
+    return str(known[0]) if known else render.MISSING
+
+
+def _first(*options: Callable[[Cells], str]) -> Callable[[Cells], str]:
+    def show(cells: Cells) -> str:
+        return next((found for option in options if (found := option(cells)) != render.MISSING), render.MISSING)
+
+    return show
+
+
+def _measured(cells: Cells) -> bool:
+    return not next(iter(cells.values())).origin.startswith("published") and "steps" in cells
+
+
+_ROW = (Column("", lambda cells: next(iter(cells.values())).row), Column("origin", _origin))
+EFFICIENCY = Layout(
+    "Table 4: efficiency",
+    "Generated by `python -m repro.tables` from results/published.json and records: edit those, not this file.",
+    (
+        Part("", (
+            *_ROW,
+            Column("seeds", _seeds_count),
+            Column("tokens", _with_change("tokens.paper", render.tokens)),
+            Column("train time", _time),
+            Column("FLOPs", _with_change("flops", render.flops)),
+            Column("teacher", _first(shown("teacher.seconds", render.duration),
+                                     shown("teacher_gpu_hours", _gpu_hours))),
+            Column("memory", _first(shown("peak_memory_bytes", render.size),
+                                    shown("memory_gb_per_gpu", lambda value: f"{value:.1f} GB"))),
+            Column("accuracy %", _accuracy),
+            Column("over seeds", _seeds_shown),
+        )),
+        Part("positions and tokens by kind", (
+            *_ROW, *(Column(kind, shown(f"tokens.{kind}", render.tokens)) for kind in TOKEN_KINDS),
+        ), _measured),
+        Part("cost and protocol", (
+            *_ROW,
+            Column("steps", shown("steps", _whole)),
+            Column("decoder", shown("flops.decoder", render.flops)),
+            Column("head", shown("flops.head", render.flops)),
+            Column("teacher", shown("teacher.flops", render.flops)),
+            Column("teacher tokens", shown("teacher.tokens", render.si)),
+            Column("skipped", shown("skipped_samples", _whole)),
+            Column("questions", shown("questions", _whole)),
+            Column("chance %", shown("chance", lambda value: f"{value:.1f}")),
+            Column("answered by", text("protocol")),
+        ), _measured),
+    ),
+)  # fmt: skip
+
+
+# --- the command ---
+
+TABLES: dict[str, tuple[Callable[[Sequence[Record], Published], pd.DataFrame], Layout]] = {"4": (table4, EFFICIENCY)}
+"""Number of a table -> its builder and layout: another table is another line."""
+SUFFIXES = (".md", ".csv", ".tex")
+
+
+def files(records: Sequence[Record], published: Published) -> dict[str, str]:
+    """File name -> contents, for every table that has a record."""
+    found = {}
+    for number, (build, layout) in TABLES.items():
+        if any(compare.in_table(record, number) for record in records):
+            table = build(records, published)
+            found[f"table{number}.md"] = render.to_markdown(table, layout)
+            found[f"table{number}.csv"] = render.to_csv(table)
+            found[f"table{number}.tex"] = render.to_latex(table, layout)
+    return found
+
+
+def save(out: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
+    """Write generated files, each whole or not at all; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        temporary = out / f".{name}.tmp"
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        temporary.replace(out / name)
+    return [out / name for name in contents]
+
+
+def arguments(about: str, kind: str) -> argparse.ArgumentParser:
+    """What the commands of tables and figures share."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="published.json and committed records")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="your own runs")
+    parser.add_argument("--out", type=Path, help=f"where the committed {kind} are (default: RESULTS/{kind})")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what is stale")
+    return parser
+
+
+def report(problems: Sequence[RecordError | str]) -> int:
+    """Name what is wrong on stderr; the exit status."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options = arguments("Tables of the paper from records.", "tables").parse_args(argv)
+    out = options.out or options.results / "tables"
+    published = read_published(options.results / "published.json")
+    committed, problems = load([options.results / "records"])
+    kept = files(committed, published)
+    if options.check:
+        return report([*problems, *render.stale(out, kept, SUFFIXES)])
+    own, damaged = load([options.runs])
+    paths = save(out, kept) if kept else []
+    everything = files([*committed, *own], published) if own else kept
+    if own:
+        paths += save(options.runs / "tables", everything)
+    if not everything:
+        print("No records yet: published numbers only. `make repro-table4` makes the first.\n")
+        everything = {"table4.md": render.to_markdown(table4([], published), EFFICIENCY)}
+    print("\n\n".join(content for name, content in everything.items() if name.endswith(".md")))
+    print("\n".join(f"Written: {path}" for path in paths))
+    report([*problems, *damaged])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
