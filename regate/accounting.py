@@ -1,5 +1,6 @@
 """What a step costs: tokens by kind, decoder and head FLOPs, time, memory - and the per-step log that keeps it."""
 
+import contextlib
 import json
 import os
 import resource
@@ -109,25 +110,43 @@ class FlopModel:
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory so far: of the GPU's allocator where there is one, else the resident set of this process."""
+    """Peak memory since :func:`reset_peak_memory`: of the GPU's allocator where there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):  # not Linux: the peak of the whole process
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak so far, where the system lets us."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 class StepClock(TrainerCallback):
     """Seconds of each optimizer step, data loading included, evaluation and checkpointing left out.
 
     Works in any Trainer. ``seconds`` holds the steps of this process; on a GPU kernels are waited for at step ends.
+    Peak memory is counted anew after each pause, so that an evaluation does not stand in it.
     """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._last = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def restart(self, *args, **kwargs) -> None:
+        """Leave the time since the last step out: something other than training went on."""
+        reset_peak_memory()
         self._last = time.perf_counter()
+
+    on_train_begin = on_evaluate = on_save = restart
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available():
@@ -135,11 +154,6 @@ class StepClock(TrainerCallback):
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
-
-    def _restart(self, args, state, control, **kwargs):
-        self._last = time.perf_counter()
-
-    on_evaluate = on_save = on_log = _restart
 
 
 class StepLog:

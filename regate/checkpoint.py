@@ -1,11 +1,17 @@
-"""Checkpoints that are whole or not used, and loading that fails where the stock Trainer's is silent."""
+"""Checkpoints that are whole or not used, and loading that fails where the stock Trainer's is silent.
+
+:class:`SafeTrainer` is Trainer with nothing else changed: the base of ReGateTrainer, and of a fair baseline.
+"""
 
 import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import rotate_checkpoints
 
 MARKER = "complete.json"
 
@@ -74,3 +80,55 @@ def load_weights(model: PreTrainedModel, directory: str | os.PathLike[str]) -> N
     if wrong:
         raise ValueError(f"{directory} does not hold the weights of {type(model).__name__}: {wrong}")
     model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+class SafeTrainer(Trainer):
+    """Trainer whose checkpoints are marked when complete, and which resumes from those only, every weight or none."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As Trainer's. ``True`` resumes from the last complete checkpoint; a path must be a complete one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.last_complete_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(f"no complete checkpoint in {self.args.output_dir} to resume from")
+        elif resume_from_checkpoint:
+            require_complete(resume_from_checkpoint)
+        self._rewind(step_of(resume_from_checkpoint) if resume_from_checkpoint else 0)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def last_complete_checkpoint(self) -> str | None:
+        """Path of the complete checkpoint with the highest step in ``output_dir``, or None."""
+        return last_complete(self.args.output_dir)
+
+    def _rewind(self, step: int) -> None:
+        """Forget what logs hold of ``step`` and later ones: the run goes on from there."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Old checkpoints go only after the new one is marked as complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run_dir = self._get_output_dir(trial=trial)
+            mark_complete(Path(run_dir) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(run_dir, limit, best_model_checkpoint=self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        model = self.model if model is None else model
+        if self._loads_exactly(model):
+            load_weights(model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._loads_exactly(self.model):
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _loads_exactly(self, model: nn.Module) -> bool:
+        """Whether the checkpoint is a plain save_pretrained directory; adapters and sharded states load as they are."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(model, "peft_config"))

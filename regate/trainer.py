@@ -3,7 +3,7 @@
 What differs from Trainer: (1) each batch is gated before it is counted, so that the loss is divided by the supervised
 targets of the whole optimizer step; (2) logits are computed only where a supervised target is predicted, in dense steps
 too, and in sparse steps the decoder runs on active positions only; (3) the difficulty EMA is updated after each step
-and saved with it; (4) checkpoints are complete or not used, and resuming loads every weight or fails.
+and saved with it. Checkpoints are SafeTrainer's: complete or not used, and resuming loads every weight or fails.
 """
 
 import math
@@ -15,11 +15,10 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import ProcessorMixin, TrainerCallback
 
-from regate import checkpoint
 from regate.accounting import FlopModel, StepClock, StepLog, Tokens, causal_pairs, count_tokens, peak_memory_bytes
+from regate.checkpoint import SafeTrainer
 from regate.collate import OWN_COLUMNS, GateCollator
 from regate.config import ReGateConfig
 from regate.difficulty import DifficultyBuffer, Observations
@@ -59,7 +58,7 @@ class Step:
     observations: list[Observations] = field(default_factory=list)
 
 
-class ReGateTrainer(Trainer):
+class ReGateTrainer(SafeTrainer):
     """Trainer with ReGATE's gate. Arguments are Trainer's; ``args`` is a :class:`regate.ReGateConfig`.
 
     ``train_dataset`` is a ``datasets.Dataset`` that :func:`regate.add_reference_losses` has scored (policies ``dense``
@@ -337,29 +336,17 @@ class ReGateTrainer(Trainer):
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As Trainer's. ``True`` resumes from the last complete checkpoint; a path must be a complete one."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = self.last_complete_checkpoint()
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint"
-                )
-        elif resume_from_checkpoint:
-            checkpoint.require_complete(resume_from_checkpoint)
-        start = checkpoint.step_of(resume_from_checkpoint) if resume_from_checkpoint else 0
-        if self.is_world_process_zero():
-            self.step_log.rewind(start)
-            if self.trace is not None:
-                self.trace.rewind(start)
+    def train(self, *args: Any, **kwargs: Any):
         try:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+            return super().train(*args, **kwargs)
         finally:
             self._save_logs()
 
-    def last_complete_checkpoint(self) -> str | None:
-        """Path of the complete checkpoint with the highest step in ``output_dir``, or None."""
-        return checkpoint.last_complete(self.args.output_dir)
+    def _rewind(self, step: int) -> None:
+        if self.is_world_process_zero():
+            self.step_log.rewind(step)
+            if self.trace is not None:
+                self.trace.rewind(step)
 
     def _save_logs(self) -> None:
         if self.is_world_process_zero():
@@ -368,20 +355,8 @@ class ReGateTrainer(Trainer):
                 self.trace.save()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Old checkpoints go only after the new one is marked as complete.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
         self._save_logs()
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            run_dir = self._get_output_dir(trial=trial)
-            checkpoint.mark_complete(Path(run_dir) / f"checkpoint-{self.state.global_step}")
-            rotate_checkpoints(
-                output_dir=run_dir, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
-            )
+        super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -392,23 +367,6 @@ class ReGateTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.buffer is not None and checkpoint is not None:
             self.buffer.load(checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        model = self.model if model is None else model
-        if self._loads_exactly(model):
-            checkpoint.load_weights(model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if self._loads_exactly(self.model):
-            checkpoint.load_weights(self.model, self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
-
-    def _loads_exactly(self, model: nn.Module) -> bool:
-        """Whether the checkpoint is a plain save_pretrained directory; adapters and sharded states load as they are."""
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(model, "peft_config"))
 
 
 class _StepEnd(TrainerCallback):
