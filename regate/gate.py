@@ -44,6 +44,9 @@ def _random(s: Signals) -> Tensor:
     return hashes(s.seed, torch.full_like(s.sample, s.step), s.sample, s.ordinal).double()
 
 
+METHOD_VERSION = "1"
+"""Changes whenever the same data, seed and weights would be gated otherwise; records of another version are stale."""
+
 POLICIES: dict[str, Policy] = {
     "regate": Policy(_difficulty),
     "dense": Policy(None, elides=False, needs_reference=False),

@@ -1,0 +1,52 @@
+# Everything a user calls. `make` alone lists the targets.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SEEDS ?= 1
+STUDENTS ?= internvl
+SCALE ?= micro
+RUNS ?= runs
+comma := ,
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup test check types repro-table4 world-check students tables figures clean-runs
+
+help:
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# The stamp names the pins it was made from: a change of either file installs again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## create .venv with the pinned versions
+
+test: setup ## all tests; two workers, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+check: setup types ## ruff, types, and whether committed tables and figures are stale
+	$(BIN)/ruff check .
+	$(BIN)/python -m repro.tables --check
+	$(BIN)/python -m repro.figures --check
+
+types: setup
+	$(BIN)/mypy
+
+repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen or move it
+	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS)
+
+world-check: setup ## can gates differ in the embedded world? exits 1 if not
+	$(BIN)/python -m repro world-check --runs $(RUNS)
+
+students: setup ## the prepared student; REBUILD=1 makes it anew
+	$(BIN)/python -m repro.students $(if $(REBUILD),--rebuild)
+
+tables: setup ## tables from records
+	$(BIN)/python -m repro.tables --runs $(RUNS)
+
+figures: setup ## figures from records
+	$(BIN)/python -m repro.figures --runs $(RUNS)

@@ -1,0 +1,127 @@
+"""`python -m repro table4|run|world-check`: what the Makefile's targets call."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from repro import recipes
+from repro.recipes import SCALES, STUDENTS
+
+
+@dataclass
+class Table4:
+    """Train, follow and score every row of Table 4, then print it. What is there and fresh is not run again."""
+
+    students: tuple[str, ...] = STUDENTS
+    """Students, of: internvl."""
+    seeds: int = 1
+    """Seeds 0 .. seeds-1."""
+    scale: str = "micro"
+    """micro: two CPU cores, offline."""
+    runs: Path = Path("runs")
+    """Where runs, records and tables go."""
+
+
+@dataclass
+class Run:
+    """One run by the name of its record. `table4` starts each as a process of its own, so that memory is its own."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    seeds: int = 5
+    runs: Path = Path("runs")
+
+
+@dataclass
+class WorldCheck:
+    """Can gates differ in this world? Prints what the design asks for, and exits 1 if it does not hold."""
+
+    student: str = "internvl"
+    samples: int = 1000
+    runs: Path = Path("runs")
+
+
+@dataclass
+class Commands:
+    command: Table4 | Run | WorldCheck = field(default_factory=Table4)
+
+
+def table4(args: Table4) -> int:
+    """Run what is missing, one process after another; then tables and curve."""
+    unknown = [s for s in args.students if s not in STUDENTS]
+    if unknown or args.scale not in SCALES:
+        what = (
+            f"student {unknown[0]!r}; known: {', '.join(STUDENTS)}"
+            if unknown
+            else f"scale {args.scale!r}; known: micro"
+        )
+        print(f"unknown {what}", file=sys.stderr)
+        return 2
+    from repro.material import Material
+    from repro.run import existing
+
+    for recipe in recipes.table4(args.students, args.seeds):
+        material = Material(recipe.student, recipe.data, args.runs / "cache")
+        if existing(recipe, material, args.runs / "records"):
+            print(f"{recipe.name}: there and fresh")
+            continue
+        material.scored(), material.encoded("validation"), material.questions()
+        command = [
+            sys.executable,
+            "-m",
+            "repro",
+            "run",
+            recipe.name,
+            "--seeds",
+            str(args.seeds),
+            "--runs",
+            str(args.runs),
+        ]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            print(f"{recipe.name} ended with exit code {code}; call again to go on where it stopped", file=sys.stderr)
+            return code
+    from repro import figures, tables
+
+    code = tables.main(["--runs", str(args.runs)])
+    return figures.main(["--runs", str(args.runs)]) or code
+
+
+def run_one(args: Run) -> int:
+    """The named recipe, here."""
+    from repro.material import Material
+    from repro.record import read
+    from repro.run import run
+
+    known = {r.name: r for r in recipes.table4(STUDENTS, args.seeds)}
+    if args.name not in known:
+        print(f"unknown run {args.name!r}; known: {', '.join(known)}", file=sys.stderr)
+        return 2
+    recipe = known[args.name]
+    baseline = None
+    if recipe.method == "regate":
+        of = recipes.stock(recipe.student, recipe.seed)
+        baseline = read(args.runs / "records" / f"{of.name}.json")
+    record = run(recipe, Material(recipe.student, recipe.data, args.runs / "cache"), args.runs, baseline)
+    print(f"{record.name}: {record.train_seconds:.0f} s of training, record in {args.runs / 'records'}")
+    return 0
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    import os
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    command = tyro.cli(Commands, prog="python -m repro", description=__doc__).command
+    if isinstance(command, WorldCheck):
+        from repro.world_check import world_check
+
+        return world_check(command.student, command.samples, command.runs)
+    return table4(command) if isinstance(command, Table4) else run_one(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What runs are made of, made once under ``runs/cache``: rendered and encoded data, reference losses, the twin."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoProcessor, InternVLForConditionalGeneration
+
+from eval import world
+from eval.world import mvbench
+from regate import add_reference_losses
+from regate.accounting import FlopModel
+from regate.reference import load_teacher
+from repro.evaluate import Choice, read_video
+from repro.micro_data import Example, encode_examples
+from repro.recipes import Data
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPARED = ROOT / "results" / "students"
+_TOKENS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything a run of ``student`` on ``data`` reads. Parts are made on first use and found again later."""
+
+    student: str
+    data: Data
+    cache: Path
+
+    @property
+    def student_path(self) -> Path:
+        """Directory of the prepared student; an error names the command that makes it."""
+        path = PREPARED / self.student
+        if not (path / "model.safetensors").is_file():
+            raise FileNotFoundError(f"{path} holds no prepared student: run `make students`")
+        return path
+
+    @cached_property
+    def student_hash(self) -> str:
+        """sha256 of the prepared weights."""
+        return hashlib.sha256((self.student_path / "model.safetensors").read_bytes()).hexdigest()
+
+    @cached_property
+    def processor(self) -> Any:
+        """The student's processor."""
+        return AutoProcessor.from_pretrained(self.student_path)
+
+    def model(self) -> InternVLForConditionalGeneration:
+        """A fresh copy of the prepared student, fp32."""
+        return InternVLForConditionalGeneration.from_pretrained(self.student_path, dtype=torch.float32)
+
+    def _folder(self, kind: str, *keys: Any) -> Path:
+        name = "-".join(map(str, (kind, f"world{world.WORLD_VERSION}", *keys)))
+        return self.cache / name
+
+    def encoded(self, split: str) -> datasets.Dataset:
+        """Rows of a split as model inputs: frames, input_ids, labels and the tag of each target."""
+        size = self.data.train if split == "train" else self.data.validation
+        folder = self._folder(split, size, self.data.seed, self.student_hash[:8])
+
+        def make(to: Path) -> None:
+            rows = world.training_set(split, size, self.data.seed)
+            encoded = encode_examples(map(_example, rows), self.processor)
+            # The gate and the EMA key by row; the world's names stay in `id`.
+            rows = encoded.remove_columns("sample_id").add_column("sample_id", np.arange(size, dtype=np.int64))
+            rows.save_to_disk(to)
+
+        return datasets.load_from_disk(str(_once(folder, make)))
+
+    def scored(self) -> tuple[datasets.Dataset, dict[str, float]]:
+        """The training rows with reference losses of the student's own backbone, and what computing them cost.
+
+        Cost: ``seconds`` (on this machine, alone or not), ``flops`` of the compacted forward passes, ``tokens``.
+        """
+        folder = self._folder("scored", self.data.train, self.data.seed, self.student_hash[:8])
+
+        def make(to: Path) -> None:
+            rows, model = self.encoded("train"), self.model()
+            began = time.perf_counter()
+            tokens = rows.select_columns(["input_ids", "labels", "sample_id"])
+            scored = add_reference_losses(tokens, model, self.processor, batch_tokens=_TOKENS_AT_ONCE)
+            cost = {"seconds": time.perf_counter() - began, **_teacher_cost(tokens, model, self.processor)}
+            added = scored.select_columns(["reference_losses", "reference_id"])
+            datasets.concatenate_datasets([rows, added], axis=1).save_to_disk(to)
+            (to / "cost.json").write_text(json.dumps(cost))
+
+        folder = _once(folder, make)
+        return datasets.load_from_disk(str(folder)), json.loads((folder / "cost.json").read_text())
+
+    def questions(self) -> tuple[list[Choice], str]:
+        """The MVBench twin's questions with their clips, and a fingerprint of questions and order."""
+        folder = self._folder("mvbench", self.data.questions_per_task, self.data.seed)
+        mvbench.write(folder, per_task=self.data.questions_per_task, seed=self.data.seed)
+        questions = mvbench.questions(folder)
+        choices = [
+            Choice(
+                q.question, q.candidates, q.candidates.index(q.answer), q.task, frames=read_video(q.video, world.FRAMES)
+            )
+            for q in questions
+        ]
+        text = json.dumps([[q.task, q.id, q.question, list(q.candidates), q.answer] for q in questions])
+        return choices, hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _example(row: dict[str, Any]) -> Example:
+    frames = np.frombuffer(row["frames"], np.uint8).reshape(world.FRAMES, world.SIZE, world.SIZE, 3)
+    return Example(row["id"], frames, row["question"], row["answer"], row["kind"], json.loads(row["spans"]))
+
+
+def _teacher_cost(rows: datasets.Dataset, model: torch.nn.Module, processor: Any) -> dict[str, float]:
+    teacher = load_teacher(model, processor, attend_placeholders=False)
+    hidden, flops, tokens = set(teacher.placeholder_ids), 0.0, 0
+    counter = FlopModel.of(teacher.decoder, teacher.head)
+    for row in rows:
+        n = sum(i not in hidden for i in row["input_ids"])
+        targets = sum(label != -100 for label in row["labels"][1:])
+        flops += counter.decoder_step(n, n * (n + 1) // 2, backward=False) + counter.head_step(targets, backward=False)
+        tokens += n
+    return {"flops": flops, "tokens": tokens}
+
+
+def _once(folder: Path, make: Any) -> Path:
+    """``folder``, made whole by ``make`` or not at all; what a killed process left is thrown away."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        make(temporary)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            if left != temporary:
+                shutil.rmtree(left, ignore_errors=True)
+        os.replace(temporary, folder)
+    return folder
