@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from eval.world.acts import MARGIN, MOVING, act, local, reach, two_phases, whole
-from eval.world.scene import Act, Relation, Scene, Thing, fits_split
+from eval.world.scene import Act, Relation, Scene, Thing
 from eval.world.vocabulary import (
     BACKGROUNDS,
     COLOURS,
@@ -19,6 +19,7 @@ from eval.world.vocabulary import (
     VERBS,
     WORLD_VERSION,
     draw,
+    fits_split,
 )
 
 PLOTS = {
@@ -81,11 +82,12 @@ class _Artist:
         pose = self.rng.choices(list(POSES), (0.7, 0.15, 0.0 if "spin" in verbs else 0.15))[0]
         size = self.pick(sizes)
         for _ in range(10_000):
-            one = Thing(self.pick(NOUNS), self.pick(list(COLOURS)), size, pose, float(x), float(y), acts, depth)
-            if one.noun not in self.nouns and one.colour not in self.colours and fits_split(one, self.split):
-                self.nouns.add(one.noun)
-                self.colours.add(one.colour)
-                return one
+            noun, colour = self.pick(NOUNS), self.pick(tuple(COLOURS))
+            if noun in self.nouns or colour in self.colours or not fits_split(noun, colour, verbs, self.split):
+                continue
+            self.nouns.add(noun)
+            self.colours.add(colour)
+            return Thing(noun, colour, size, pose, float(x), float(y), acts, depth)
         raise AssertionError(f"no object of split {self.split} fits {acts}")
 
     def anchor(self) -> float:

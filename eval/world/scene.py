@@ -17,7 +17,6 @@ from eval.world.vocabulary import (
     SPLITS,
     VERBS,
     WORLD_VERSION,
-    owner,
 )
 
 
@@ -123,12 +122,3 @@ class Scene:
         data["objects"] = tuple(Thing(**{**o, "acts": tuple(Act(**act) for act in o["acts"])}) for o in data["objects"])
         data["relations"] = tuple(Relation(**r) for r in data["relations"])
         return cls(**data)
-
-
-def fits_split(thing: Thing, split: str) -> bool:
-    """Whether an object may appear in `split`: training shows its own combinations, other splits need one of theirs.
-
-    A held-out object may repeat a training combination with one of two verbs, never one of the other held-out split.
-    """
-    owners = {owner(thing.noun, thing.colour, verb) for verb in thing.verbs}
-    return owners == {"train"} if split == "train" else split in owners and owners <= {split, "train"}

@@ -8,7 +8,9 @@ listed from common to rare; scenes for training draw them by a Zipf law, benchma
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import accumulate
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -74,7 +76,12 @@ def draw(rng: random.Random, items: Sequence[T], *, uniform: bool = False) -> T:
     """One of `items`: by a Zipf law over their order, or uniformly."""
     if uniform:
         return items[rng.randrange(len(items))]
-    return rng.choices(items, zipf(len(items)))[0]
+    return rng.choices(items, cum_weights=_cumulative(len(items)))[0]
+
+
+@cache
+def _cumulative(n: int) -> list[float]:
+    return list(accumulate(zipf(n)))
 
 
 def _shifts() -> dict[tuple[str, str], int]:
@@ -95,3 +102,12 @@ def owner(noun: str, colour: str, verb: str) -> str:
     """
     slot = (_COLOUR_INDEX[colour] + _SHIFTS[noun, verb]) % len(COLOURS)
     return "test" if slot == 0 else "validation" if slot == 1 else "train"
+
+
+def fits_split(noun: str, colour: str, verbs: Iterable[str], split: str) -> bool:
+    """Whether an object may appear in `split`: training shows its own combinations, other splits need one of theirs.
+
+    A held-out object may repeat a training combination with one of two verbs, never one of the other held-out split.
+    """
+    owners = {owner(noun, colour, verb) for verb in verbs}
+    return owners == {"train"} if split == "train" else split in owners and owners <= {split, "train"}

@@ -4,9 +4,9 @@ import hashlib
 import itertools
 import random
 
-from eval.world import WORLD_VERSION, caption, conversation, corpus, render, sample_scene, training_set
+from eval.world import WORLD_VERSION, caption, conversation, corpus, mvbench, render, sample_scene, training_set
 
-IDENTITY = {"1": ("e5b53718bf547fa4", "8b9f3074780df1b019e05d2cbf0fc038")}
+IDENTITY = {"1": ("e5b53718bf547fa4", "548c271284463c6019e05d2cbf0fc038")}
 
 
 def _digest(parts) -> str:
@@ -24,6 +24,7 @@ def test_frames_and_sentences_belong_to_the_version():
     frames = _digest(render(scene).tobytes() for scene in _scenes())
     rng = random.Random(0)
     turns = [speak(scene, rng) for scene in _scenes() for speak in (caption, conversation)]
+    turns += [q for task in mvbench.TASKS for q, _ in mvbench.build(task, 3, 0)]
     text = _digest(repr(turn).encode() for turn in turns) + _digest(d.encode() for d in itertools.islice(corpus(0), 50))
     assert (frames, text) == IDENTITY[WORLD_VERSION], (
         "rendering or language changed: bump WORLD_VERSION in eval/world/vocabulary.py and enter the new digests here"
