@@ -36,9 +36,7 @@ def token_tags(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> lis
     for start, end in offsets:
         shared = [(min(end, b) - max(start, a), tag) for a, b, tag in spans if min(end, b) > max(start, a)]
         if not shared:
-            raise ValueError(
-                f"token at characters {start}..{end} lies outside of the answer's spans {list(spans)}"
-            )
+            raise ValueError(f"token at characters {start}..{end} lies outside of the answer's spans {list(spans)}")
         tags.append(max(shared, key=lambda s: s[0])[1])
     return tags
 

@@ -102,8 +102,10 @@ def _slides(thing: Thing) -> list[str]:
 @_task
 def moving_direction(scene: Scene, rng: random.Random) -> Ask | None:
     thing = _one(rng, [o for o in scene.objects if len(_slides(o)) == 1])
-    return thing and Ask(
-        "moving_direction", f"which way does the {thing.noun} slide ?", _slides(thing)[0], tuple(DIRECTIONS), 4
+    return (
+        Ask("moving_direction", f"which way does the {thing.noun} slide ?", _slides(thing)[0], tuple(DIRECTIONS), 4)
+        if thing
+        else None
     )
 
 
@@ -219,8 +221,10 @@ def action_localization(scene: Scene, rng: random.Random) -> Ask | None:
         o for o in scene.objects if len(o.acts) == 1 and time_of(o.acts[0]) and o.verbs[0] not in ("appear", "vanish")
     ]
     thing = _one(rng, able)
-    return thing and Ask(
-        "action_localization", f"when does the {thing.noun} {thing.verbs[0]} ?", time_of(thing.acts[0]), TIMES, 3
+    return (
+        Ask("action_localization", f"when does the {thing.noun} {thing.verbs[0]} ?", time_of(thing.acts[0]), TIMES, 3)
+        if thing
+        else None
     )
 
 
@@ -300,8 +304,10 @@ def size(scene: Scene, rng: random.Random) -> Ask | None:
 @_task
 def verb(scene: Scene, rng: random.Random) -> Ask | None:
     thing = _one(rng, [o for o in scene.objects if len(o.acts) == 1])
-    return thing and Ask(
-        "verb", f"what does the {thing.noun} do ?", PRESENT[thing.verbs[0]], tuple(PRESENT.values()), 4
+    return (
+        Ask("verb", f"what does the {thing.noun} do ?", PRESENT[thing.verbs[0]], tuple(PRESENT.values()), 4)
+        if thing
+        else None
     )
 
 
@@ -314,7 +320,7 @@ def number(scene: Scene, rng: random.Random) -> Ask | None:
 def place(scene: Scene, rng: random.Random) -> Ask | None:
     """Whether a thing that stays in its place is left, right or between."""
     thing = _one(rng, [o for o in scene.objects if not scene.camera and not {"slide", "swap"} & set(o.verbs)])
-    return thing and Ask("place", f"where is the {thing.noun} ?", band(thing.x, COLUMNS), COLUMNS, 3)
+    return Ask("place", f"where is the {thing.noun} ?", band(thing.x, COLUMNS), COLUMNS, 3) if thing else None
 
 
 @_task

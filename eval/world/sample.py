@@ -141,7 +141,8 @@ class _Artist:
         for across in (16, 48):
             acts = whole(self.rng, STILL, (), self.uniform)
             along = self.jitter(32) + 10 * (ux + uy)
-            things.append(self.thing(acts, *((along, across) if ux else (across, along)), sizes=("small", "medium")))
+            x, y = (along, across) if ux else (across, along)
+            things.append(self.thing(acts, x, y, ("small", "medium")))
         return things, [], camera
 
     def order(self) -> Plan:

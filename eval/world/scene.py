@@ -96,9 +96,9 @@ class Scene:
                 f"{self.cut_background!r}"
             )
         for thing in self.objects:
-            for field, values in {"noun": NOUNS, "colour": COLOURS, "size": SIZES, "pose": POSES}.items():
-                if getattr(thing, field) not in values:
-                    raise ValueError(f"unknown {field} {getattr(thing, field)!r}; the world has {', '.join(values)}")
+            for field, words in {"noun": NOUNS, "colour": COLOURS, "size": SIZES, "pose": POSES}.items():
+                if getattr(thing, field) not in words:
+                    raise ValueError(f"unknown {field} {getattr(thing, field)!r}; the world has {', '.join(words)}")
             for verb in thing.verbs:
                 if verb not in VERBS:
                     raise ValueError(f"unknown verb {verb!r}; the world has {', '.join(VERBS)}")
