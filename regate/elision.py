@@ -197,6 +197,7 @@ class Elision:
         for name in ("hidden_states", "attentions"):
             if getattr(output, name, None) is not None:
                 raise UnsupportedModel(f"output_{name} cannot be returned while tokens are elided; switch it off")
+        assert plan.active is not None, "there is a compaction of it"
         hidden = output[0]  # [B, M, D]
         if plan.passthrough:
             background = decoder.norm(plan.embeds)

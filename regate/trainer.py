@@ -69,7 +69,10 @@ class ReGateTrainer(SafeTrainer):
     :class:`regate.elision.UnsupportedModel` for models it would get wrong, FloatingPointError if a loss is not finite.
     """
 
+    args: ReGateConfig
     loss_is_scaled_for_ga = True
+    data_collator: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class ReGateTrainer(SafeTrainer):
         self._special_ids = _ids(special_token_ids(processing_class, config) if processing_class else set())
         self._placeholder_ids = _ids(placeholder_token_ids(processing_class, config))
         self._flops = FlopModel.of(self.elision.decoder, self.elision.head)
-        self._step: Step | None = None
+        self._step = Step(epoch=0, ratio=1.0)
         self._last_entry: dict[str, Any] = {}
         self.num_skipped = 0
         self.step_log = StepLog(Path(args.output_dir) / "steps.jsonl")
@@ -148,7 +151,8 @@ class ReGateTrainer(SafeTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *OWN_COLUMNS, *_CONVERSATION_COLUMNS]))
+        columns: list[str] = [*self._signature_columns, *OWN_COLUMNS, *_CONVERSATION_COLUMNS]
+        self._signature_columns = list(dict.fromkeys(columns))
 
     # ---- gate ----------------------------------------------------------------------------------------------------
 
@@ -256,7 +260,8 @@ class ReGateTrainer(SafeTrainer):
             )
         self._observe(gated, losses.detach())
         # DDP and FSDP average gradients over ranks, and the number is of all ranks.
-        loss = total * (self.accelerator.num_processes // self.get_tp_size()) / max(float(num_items_in_batch), 1.0)
+        number = max(float(num_items_in_batch or 0), 1.0)
+        loss = total * (self.accelerator.num_processes // self.get_tp_size()) / number
         return (loss, outputs) if return_outputs else loss
 
     def _observe(self, gated: Gated, losses: Tensor) -> None:
@@ -295,9 +300,7 @@ class ReGateTrainer(SafeTrainer):
 
     def _finish_step(self) -> None:
         """After the optimizer's step: exchange what was observed, update the EMA, log."""
-        step, self._step = self._step, None
-        if step is None:
-            return
+        step = self._step
         if self.buffer is not None:
             self.buffer.update(exchange(step.observations, self.accelerator), step.epoch)
         counts = torch.stack(step.counts).sum(0)

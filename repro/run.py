@@ -73,12 +73,12 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         best = peak(baseline.curve, METRIC)
         assert best is not None, "a finished run has been evaluated"
         at = crossing(curve, best[1], METRIC)
-        reached = {"metric": METRIC, "target": best[1], "baseline": baseline.name, "step": at[0] if at else None}
-        if at and at[0] != recipe.steps:
+        reached = {"metric": METRIC, "target": best[1], "baseline": baseline.name, "step": at.step if at else None}
+        if at and at.step != recipe.steps:
             there = InternVLForConditionalGeneration.from_pretrained(
-                folder / "snapshots" / str(at[0]), dtype=torch.float32
+                folder / "snapshots" / str(at.step), dtype=torch.float32
             )
-            benchmarks.insert(0, _score(there, at[0], material, choices, questions))
+            benchmarks.insert(0, _score(there, at.step, material, choices, questions))
     trainer.model.save_pretrained(folder / "final")
     material.processor.save_pretrained(folder / "final")
     sums = totals(steps_log, recipe.steps)
@@ -95,7 +95,7 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         steps=recipe.steps,
         protocol=PROTOCOL,
         alone=alone,
-        teacher=material.scored()[1] if recipe.method == "regate" else None,
+        teacher={**material.scored()[1]} if recipe.method == "regate" else None,
         curve=curve,
         benchmarks=tuple(benchmarks),
         artefacts=_artefacts(folder, runs),

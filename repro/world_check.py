@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval import world
 from eval.world.check import exit_code, report, table
 from regate.reference import load_teacher, score_rows
 from repro.evaluate import Choice
@@ -38,7 +39,7 @@ def world_check(student: str, samples: int, runs: Path) -> int:
 def _text_only(teacher, material: Material, choices: list[Choice]) -> list[np.ndarray]:
     """Log-likelihood of every option for a teacher that cannot see, one array a question."""
     encoder = Encoder(material.processor)
-    rows = [encoder.encode(c.question, option, len(c.frames)) for c in choices for option in c.options]
+    rows = [encoder.encode(c.question, option, world.FRAMES) for c in choices for option in c.options]
     pairs = [(torch.tensor(r["input_ids"]), torch.tensor(r["labels"])) for r in rows]
     scores = np.array([-float(loss.sum()) for loss in score_rows(teacher, pairs, _BATCH_TOKENS)])
     return np.split(scores, np.cumsum([len(c.options) for c in choices])[:-1])
