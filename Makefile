@@ -11,7 +11,7 @@ comma := ,
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup test check types repro-table4 world-check students tables figures clean-runs
+.PHONY: help setup test check types repro-table4 world-check students example tables figures
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,9 @@ world-check: setup ## can gates differ in the embedded world? exits 1 if not
 
 students: setup ## the prepared student; REBUILD=1 makes it anew
 	$(BIN)/python -m repro.students $(if $(REBUILD),--rebuild)
+
+example: setup ## a small data set in LLaVA's format under runs/example, for the README's example
+	$(BIN)/python -m repro.example_data
 
 tables: setup ## tables from records
 	$(BIN)/python -m repro.tables --runs $(RUNS)
