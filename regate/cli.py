@@ -124,7 +124,7 @@ class Train:
     """Leave the vision encoder as it is."""
     lora_r: int = 0
     """Rank of LoRA on the decoder's linear layers; all else is frozen. 0: full fine-tuning. Needs peft."""
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     """Left out: twice the rank."""
     lora_dropout: float = 0.0
     seed: int = 42
@@ -162,8 +162,8 @@ Command = (
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exits with 2 and one message where the user can mend what is wrong, with 1 where training
     diverged, with 130 on Ctrl-C. With REGATE_DEBUG set, errors show their traceback."""
-    args = tyro.cli(
-        Command,
+    args: Reference | Train | Show = tyro.cli(
+        Command,  # type: ignore[arg-type]
         args=argv,
         prog="regate",
         description="Train multimodal language models on the answer tokens that are worth it.",
@@ -171,9 +171,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     from regate import commands
 
-    run = {Reference: commands.reference, Train: commands.train, Show: commands.show}[type(args)]
     try:
-        run(args)
+        if isinstance(args, Reference):
+            commands.reference(args)
+        elif isinstance(args, Train):
+            commands.train(args)
+        else:
+            commands.show(args)
     except (ValueError, OSError) as error:
         _leave(error, 2)
     except FloatingPointError as error:

@@ -36,6 +36,7 @@ class UserError(ValueError):
 def reference(args: Reference) -> None:
     """`regate reference`."""
     start = time.monotonic()
+    state = PartialState(cpu=not torch.cuda.is_available())
     _check_output(args)
     skipped = BadSamples()
     table = load_conversations(args.data, args.media_root, args.on_bad_sample, skipped)
@@ -44,7 +45,7 @@ def reference(args: Reference) -> None:
     processor = load_processor(args.model)
     teacher: Any = args.teacher
     if teacher is None:
-        teacher = load_model(args.model, args.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+        teacher = load_model(args.model, args.dtype).to(state.device)
     parts = args.output.with_name(f".{args.output.name}.parts")
     scored = add_reference_losses(
         table,
@@ -62,7 +63,8 @@ def reference(args: Reference) -> None:
     if not len(scored):
         raise ValueError(f"{args.data}: none of its {left_out} samples can be used; the messages above say why")
     losses = np.concatenate([np.asarray(row, np.float32) for row in scored["reference_losses"]])
-    if PartialState().is_main_process:
+    state.wait_for_everyone()  # all have read the parts
+    if state.is_main_process:
         names = ("model", "teacher", "max_length", "num_frames", "attend_placeholders")
         settings = {name: getattr(args, name) for name in names}
         for name in ("model", "teacher"):  # found again from another folder
@@ -80,7 +82,7 @@ def reference(args: Reference) -> None:
             f"written to {args.output}\n"
             f"next: regate train --model {args.model} --data {args.output} --output runs/NAME"
         )
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
 
 
 def train(args: Train) -> None:
@@ -200,7 +202,7 @@ def training_arguments(args: Train, made_with: dict[str, Any]) -> ReGateConfig:
     """
     teacher = args.teacher
     if teacher is None and made_with.get("teacher"):  # the user chose it when the data were scored
-        teacher = re.search(r"(?:^|;)teacher=([^;]+)", made_with["reference_id"]).group(1)
+        teacher = dict(part.split("=", 1) for part in made_with["reference_id"].split(";"))["teacher"]
     return ReGateConfig(
         output_dir=str(args.output),
         keep_ratio=args.keep_ratio,
@@ -215,7 +217,7 @@ def training_arguments(args: Train, made_with: dict[str, Any]) -> ReGateConfig:
         teacher=teacher,
         trace_samples=list(args.trace_samples),
         max_length=args.max_length,
-        num_frames=args.num_frames,
+        num_frames=8 if args.num_frames is None else args.num_frames,
         on_bad_sample=args.on_bad_sample,
         dataloader_num_workers=args.workers,
         learning_rate=args.learning_rate,
@@ -231,7 +233,7 @@ def training_arguments(args: Train, made_with: dict[str, Any]) -> ReGateConfig:
         activation_checkpointing=args.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if args.gradient_checkpointing else None,
         seed=args.seed,
-        use_cpu=args.cpu,
+        use_cpu=args.cpu or not torch.accelerator.is_available(),
         save_steps=args.save_steps,
         save_total_limit=args.keep_checkpoints,
         logging_steps=args.logging_steps,
@@ -253,7 +255,7 @@ def freeze_vision(model: Any) -> None:
     encoder.requires_grad_(False)
 
 
-def add_lora(model: Any, r: int, alpha: float | None = None, dropout: float = 0.0) -> Any:
+def add_lora(model: Any, r: int, alpha: int | None = None, dropout: float = 0.0) -> Any:
     """LoRA on all linear layers of the language decoder, and on nothing else (no vision tower, no head).
 
     Raises:

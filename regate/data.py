@@ -86,8 +86,8 @@ class ConversationEncoder:
         except MediaError as error:
             raise BadSample(f"sample {name!r}: {error}", name, error.file) from error
         files = [*(sample.get("images") or []), *(sample.get("videos") or [])]
-        text = render(self.processor, messages)
         try:
+            text = render(self.processor, messages)
             inputs, offsets, replacements = self._process(text, images, videos)
         except (ValueError, IndexError) as error:
             raise BadSample(f"sample {name!r}: {type(self.processor).__name__} refuses it: {error}", name) from error

@@ -6,7 +6,7 @@ not change by saving and loading.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from regate.targets import ENCODER_VERSION, template_of
@@ -100,7 +100,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return _hash([vocabulary, merges, probes])
 
 
-def tokenizer_difference(student: Any, teacher: Any, unseen: set[int] = frozenset()) -> str | None:
+def tokenizer_difference(student: Any, teacher: Any, unseen: Set[int] = frozenset()) -> str | None:
     """Why a teacher with this tokenizer cannot score the student's tokens, in words; None where it can.
 
     Args:

@@ -173,7 +173,7 @@ def _decode(path: Path, container: InputContainer, num_frames: int) -> Video:
     times = sorted(pts for pts, _ in packets if pts is not None)
     frames: dict[int, av.VideoFrame] | None = None
     if total > _SEEK_BEYOND and len(times) == total == len(set(times)):
-        keys = sorted(pts for pts, is_key in packets if is_key)
+        keys = sorted(pts for pts, is_key in packets if is_key and pts is not None)
         frames = _seek_frames(container, stream, times, keys, sorted(set(midpoints(total, num_frames))))
     if frames is None:
         frames, total = _all_frames(path, container, stream, num_frames, total)
@@ -227,7 +227,7 @@ def _seek_frames(
             container.seek(start, stream=stream)
             decoder = container.decode(stream)
         for frame in decoder:
-            position = number.get(frame.pts, -1)
+            position = -1 if frame.pts is None else number.get(frame.pts, -1)
             if position >= index:
                 break
         if position != index:

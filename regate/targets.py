@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from regate.tokens import tokenizer_of
@@ -25,8 +26,15 @@ Spans = list[tuple[int, int]]
 
 
 def render(processor: Any, messages: list[dict], prompt: bool = False) -> str:
-    """A conversation as text, with one placeholder for each image or video; `prompt` asks for an answer at the end."""
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    """A conversation as text, with one placeholder for each image or video; `prompt` asks for an answer at the end.
+
+    Raises:
+        ValueError: the template refuses the conversation (for instance because of the order of roles).
+    """
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {type(processor).__name__} refuses it: {error}") from error
 
 
 def template_of(processor: Any) -> str:
@@ -139,13 +147,14 @@ def _marked_spans(processor: Any, messages: list[dict], text: str) -> Spans | No
     template = template_of(processor)
     if not _GENERATION.search(template):
         return None
-    rendered, spans = render_jinja_template(
+    rendered, marked = render_jinja_template(
         conversations=[messages],
         chat_template=template,
         return_assistant_tokens_mask=True,
         **tokenizer_of(processor).special_tokens_map,
     )
-    return [(start, end) for start, end in spans[0] if end > start] if rendered[0] == text else None
+    spans: Spans = list(marked[0])
+    return [(start, end) for start, end in spans if end > start] if rendered[0] == text else None
 
 
 def _prefix_spans(processor: Any, messages: list[dict], text: str) -> Spans:

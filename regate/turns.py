@@ -67,12 +67,12 @@ def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
         listed["image" if ending in IMAGE_ENDINGS and ending != ".gif" else "video"] = [str(row["file_name"])]
     _place(messages, listed, bad)
     files = {what: [_resolve(value, what, root, bad) for value in values] for what, values in listed.items()}
-    return {
-        "id": name,
-        "messages": json.dumps(messages, ensure_ascii=False),
-        "images": files["image"],
-        "videos": files["video"],
-    }
+    written = json.dumps(messages, ensure_ascii=False)
+    try:
+        f"{name}{written}{files}".encode()
+    except UnicodeEncodeError as error:
+        raise bad("a text", f"half a character ({error.object[error.start]!a})", "valid Unicode") from None
+    return {"id": name, "messages": written, "images": files["image"], "videos": files["video"]}
 
 
 def _messages(row: Mapping, bad: Any) -> tuple[list[dict], dict[str, list[str]]]:

@@ -278,7 +278,7 @@ def test_every_field_of_the_method_has_a_flag(home):
             if field.default is not dataclasses.MISSING and field.name != "num_frames":
                 assert flags[field.name] == field.default, field.name
     args = Train(model="m", data=home, output=home / "run", bf16=False, gradient_checkpointing=True, lambda_=0.25)
-    args.num_frames = 3
     config = training_arguments(args, {})
+    assert config.num_frames == 8
     assert config.lambda_ == 0.25
     assert config.activation_checkpointing

@@ -145,6 +145,10 @@ FAULTS = {
     "hidden escape": (good("x", image="frames/../../secret.jpg"), r"outside of the media folder"),
     "absolute": (good("x", image="/etc/passwd"), r"outside of the media folder"),
     "address": (good("x", video="https://example.org/a.mp4"), r"found an address .* expected a local file"),
+    "half a character": (
+        good("x", conversations=turns("Hi", "Ho \ud83d")),
+        r"a text: found half a character \('.ud83d'\)",
+    ),
     "odd content": (
         good("x", conversations=[{"role": "user", "content": [{"type": "audio"}]}]),
         r"found content .*audio",

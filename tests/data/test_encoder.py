@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import Idefics3ImageProcessor, Idefics3Processor
 
 from regate.conversations import load_conversations
@@ -13,7 +15,7 @@ from regate.targets import answer_spans, mask_from_offsets
 from regate.tokens import placeholder_token_ids
 from regate.turns import BadSample
 from tests.media_files import turns, write_conversations, write_image
-from tests.tiny import END_OF_TURN, tiny_model, tiny_processor, tiny_tokenizer
+from tests.tiny import END_OF_TURN, KINDS, tiny_model, tiny_processor, tiny_tokenizer
 
 TEXT_KEYS = {"input_ids", "attention_mask", "labels", "mm_token_type_ids"}
 ANSWERS = {
@@ -24,6 +26,10 @@ ANSWERS = {
     "text": ["Yes, it is."],
     "5": ["The green cube."],
 }
+
+
+ENCODERS = {kind: ConversationEncoder(tiny_processor(kind)) for kind in KINDS}
+texts = st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and "<" not in text)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,13 @@ def test_a_template_without_a_prompt_for_answers():
     assert answers(processor, encoded) == ["Yes.<|im_end|>", "No.<|im_end|>"]
 
 
+def test_a_conversation_that_the_template_refuses():
+    processor = tiny_processor("internvl")
+    processor.chat_template = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    with pytest.raises(BadSample, match=r"sample 'x': .*the chat template of InternVLProcessor refuses it: no system"):
+        ConversationEncoder(processor)(sample("Is it?", "Yes."))
+
+
 def test_a_template_that_rewrites_the_past_is_refused():
     processor = tiny_processor("internvl")
     # earlier answers are rendered in another way than the last one, as "thinking" templates do
@@ -161,6 +174,16 @@ def test_spans_move_with_the_placeholders_before_them():
     processor = SimpleNamespace()
     mask = mask_from_offsets(processor, [(5, 7)], offsets, replaced, ids, {3, 4})
     assert mask.tolist() == [False, False, True, True, False]  # the answer, and one marker after it
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
+def test_any_text_comes_back_from_its_targets(kind, pairs):
+    encode = ENCODERS[kind]
+    encoded = encode(sample(*(text for pair in pairs for text in pair)))
+    assert all(text.endswith(END_OF_TURN[kind]) for text in answers(encode.processor, encoded))
+    found = [text.removesuffix(END_OF_TURN[kind]).strip() for text in answers(encode.processor, encoded)]
+    assert found == [answer.strip() for _, answer in pairs]
 
 
 def test_no_chat_template_is_refused():
