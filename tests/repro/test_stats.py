@@ -151,7 +151,7 @@ def test_aggregates_of_a_matrix():
     assert stats.aggregate_median(scores) == 9.5
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 99))
 def test_aggregate_interval_holds_the_estimate(runs, tasks, seed):
     scores = rng(seed).random((runs, tasks))
