@@ -1,8 +1,9 @@
 """`python -m repro table4|run|world-check`: what the Makefile's targets call."""
 
+import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -42,11 +43,6 @@ class WorldCheck:
     student: str = "internvl"
     samples: int = 1000
     runs: Path = Path("runs")
-
-
-@dataclass
-class Commands:
-    command: Table4 | Run | WorldCheck = field(default_factory=Table4)
 
 
 def table4(args: Table4) -> int:
@@ -112,10 +108,8 @@ def run_one(args: Run) -> int:
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    import os
-
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    command = tyro.cli(Commands, prog="python -m repro", description=__doc__).command
+    command = tyro.cli(Table4 | Run | WorldCheck, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
     if isinstance(command, WorldCheck):
         from repro.world_check import world_check
 

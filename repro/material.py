@@ -36,11 +36,12 @@ class Material:
     student: str
     data: Data
     cache: Path
+    prepared: Path = PREPARED
 
     @property
     def student_path(self) -> Path:
         """Directory of the prepared student; an error names the command that makes it."""
-        path = PREPARED / self.student
+        path = self.prepared / self.student
         if not (path / "model.safetensors").is_file():
             raise FileNotFoundError(f"{path} holds no prepared student: run `make students`")
         return path

@@ -1,0 +1,167 @@
+"""From rendered clips to records: a nano student through the whole pipeline, stopped, resumed, reused and refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from regate.accounting import read_steps
+from repro import recipes
+from repro.follow import totals
+from repro.material import Material
+from repro.record import read
+from repro.run import existing, run
+from repro.student_model import StudentSize, build_student
+from repro.tokenizer import build_processor, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = recipes.Data(train=24, validation=8, questions_per_task=1)
+SMALL = {"steps": 6, "batch_size": 4, "evaluate_every": 2, "save_every": 2, "data": DATA}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Material:
+    """A random nano student in the place of the prepared one, and its data."""
+    from repro.pools import tokenizer_texts
+
+    folder = tmp_path_factory.mktemp("material")
+    tokenizer = train_tokenizer(tokenizer_texts(0, 300), 900)
+    size = StudentSize(
+        vocab_size=1024, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, intermediate_size=32,
+        vision_hidden_size=16, vision_layers=1, vision_heads=1, vision_intermediate_size=16,
+    )  # fmt: skip
+    build_student(tokenizer, size).save_pretrained(folder / "students" / "internvl")
+    build_processor(tokenizer, size.image_size, size.image_seq_length).save_pretrained(folder / "students" / "internvl")
+    return Material("internvl", DATA, folder / "cache", folder / "students")
+
+
+def regate(seed: int = 1, **changes):
+    recipe = recipes.regate(seed=seed, **SMALL | changes)
+    return dataclasses.replace(recipe, gate=recipe.gate | {"gate_warmup_steps": 1, "cycle": 3, "dense_steps": 1})
+
+
+def test_three_runs_make_three_records_that_agree_where_they_must(material, tmp_path):
+    stock = run(recipes.stock(seed=1, **SMALL), material, tmp_path)
+    dense = run(recipes.dense(seed=1, **SMALL), material, tmp_path)
+    ours = run(regate(), material, tmp_path, baseline=stock)
+
+    metric = "content_nll"
+    for a, b in zip(stock.curve, dense.curve, strict=True):
+        assert b.metrics[metric] == pytest.approx(a.metrics[metric], rel=1e-3)
+    assert stock.tokens == dense.tokens
+    assert stock.flops["decoder"] == dense.flops["decoder"]
+    assert stock.flops["head"] > dense.flops["head"]
+    assert ours.tokens["target"] == stock.tokens["target"]
+    assert ours.tokens["supervised"] < stock.tokens["supervised"]
+    assert ours.tokens["active"] < stock.tokens["active"]
+    assert ours.teacher["seconds"] > 0
+    assert stock.teacher is None
+    assert ours.crossing["baseline"] == stock.name
+
+    for record in (stock, dense, ours):
+        assert read(tmp_path / "records" / f"{record.name}.json") == record
+        assert [p.step for p in record.curve] == [0, 2, 4, 6]
+        assert record.train_seconds > 0
+        assert record.benchmarks[-1].step == 6
+        assert record.benchmarks[-1].name == "mvbench"
+        assert sum(t["n"] for t in record.benchmarks[-1].tasks.values()) == len(material.questions()[0])
+        assert not list((tmp_path / record.name).glob("checkpoint-*"))
+    assert not (tmp_path / ours.name / "trace.parquet").exists()  # seed 0 carries one
+
+    recipe = regate()
+    assert existing(recipe, material, tmp_path / "records") == ours
+    changed = dataclasses.replace(recipe, learning_rate=2e-3)
+    assert existing(changed, material, tmp_path / "records") is None
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from repro import recipes
+from repro.follow import Follower
+from repro.material import Material
+from repro.run import run
+from tests.repro.test_run import DATA, SMALL
+
+cache, prepared, runs, kill = Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5] == "kill"
+if kill:
+    visit = Follower._visit
+    def killed(self, model, step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)  # after the optimizer's step, before its evaluation and checkpoint
+        visit(self, model, step)
+    Follower._visit = killed
+run(recipes.stock(seed=2, **SMALL), Material("internvl", DATA, cache, prepared), runs)
+"""
+
+
+def test_a_killed_baseline_goes_on_and_equals_one_that_was_not(material, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(_KILLED)
+
+    def start(runs: str, mode: str) -> int:
+        paths = [ROOT, material.cache, material.prepared, tmp_path / runs]
+        command = [sys.executable, str(script), *map(str, paths), mode]
+        return subprocess.run(
+            command, check=False, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        ).returncode
+
+    assert start("whole", "run") == 0
+    assert start("parts", "kill") == -signal.SIGKILL
+    assert (tmp_path / "parts" / "table4-internvl-stock-s2" / "checkpoint-2" / "complete.json").exists()
+    assert start("parts", "run") == 0
+    whole, parts = (read(tmp_path / d / "records" / "table4-internvl-stock-s2.json") for d in ("whole", "parts"))
+    assert parts.artefacts["model"]["sha256"] == whole.artefacts["model"]["sha256"]
+    assert [p.metrics for p in parts.curve] == [p.metrics for p in whole.curve]
+    assert parts.tokens == whole.tokens
+    assert parts.benchmarks == whole.benchmarks
+
+
+def test_a_folder_of_another_configuration_is_not_gone_on_with(material, tmp_path):
+    recipe = regate(seed=3)
+    baseline = run(recipes.stock(seed=3, **SMALL), material, tmp_path)
+    run(recipe, material, tmp_path, baseline)
+    old = read_steps(tmp_path / recipe.name / "steps.jsonl")
+    gate = recipe.gate | {"keep_ratio": 0.25}
+    record = run(dataclasses.replace(recipe, gate=gate), material, tmp_path, baseline)
+    new = read_steps(tmp_path / recipe.name / "steps.jsonl")
+    assert sum(s["tokens"]["supervised"] for s in new) < sum(s["tokens"]["supervised"] for s in old)
+    assert record.tokens == totals(tmp_path / recipe.name / "steps.jsonl", 6)["tokens"]
+    with pytest.raises(ValueError, match="holds 6 of 7 steps"):
+        totals(tmp_path / recipe.name / "steps.jsonl", 7)
+
+
+def test_cached_material_is_whole_or_made_again(material):
+    rows, cost = material.scored()
+    folder = next(material.cache.glob("scored-*"))
+    left = folder.with_name(f".{folder.name}.99999")
+    left.mkdir()
+    again, same = material.scored()
+    assert rows["reference_losses"][:] == again["reference_losses"][:]
+    assert cost == same
+    assert json.loads((folder / "cost.json").read_text())["tokens"] > 0
+    assert rows["sample_id"][:] == list(range(24))
+
+
+def test_missing_student_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make students"):
+        Material("internvl", DATA, tmp_path, tmp_path).student_hash  # noqa: B018
+
+
+def test_command_line_refuses_what_it_does_not_know():
+    for extra in (["--students", "gpt"], ["--scale", "paper"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "repro", "table4", *extra], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert done.returncode == 2
+        assert "unknown" in done.stderr
+    assert torch.__version__
