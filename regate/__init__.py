@@ -6,11 +6,15 @@ For loops of your own: :class:`Elision`, and the pure functions of ``regate.scor
 ``regate.schedule``.
 """
 
-from regate.config import ReGateConfig
-from regate.elision import Elision, UnsupportedModel
-from regate.gate import POLICIES, Policy
-from regate.reference_column import add_reference_losses
-from regate.trainer import ReGateTrainer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regate.config import ReGateConfig
+    from regate.elision import Elision, UnsupportedModel
+    from regate.gate import POLICIES, Policy
+    from regate.reference_column import add_reference_losses
+    from regate.trainer import ReGateTrainer
 
 __all__ = [
     "POLICIES",
@@ -21,3 +25,19 @@ __all__ = [
     "UnsupportedModel",
     "add_reference_losses",
 ]
+_HOMES = {
+    "ReGateConfig": "config",
+    "Elision": "elision",
+    "UnsupportedModel": "elision",
+    "POLICIES": "gate",
+    "Policy": "gate",
+    "add_reference_losses": "reference_column",
+    "ReGateTrainer": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use: the command line and the processors do not wait for Trainer."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regate' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"regate.{_HOMES[name]}"), name)

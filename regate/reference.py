@@ -71,6 +71,13 @@ class TextTeacher:
         target = shifted != IGNORE
         placeholder = torch.isin(input_ids, torch.tensor(self.placeholder_ids, device=device, dtype=torch.long))
         input_ids = input_ids.masked_fill(placeholder, self.pad_id)
+        known = self.model.get_input_embeddings().weight.shape[0]
+        if max(input_ids.max(), shifted.max()) >= known:
+            beyond = sorted({int(i) for i in torch.cat([input_ids, shifted]).unique() if i >= known})
+            raise ValueError(
+                f"token ids {beyond} are beyond the teacher's {known} embeddings: not the student's tokenizer. "
+                "Use a teacher of the same family that knows the student's markers."
+            )
         # A placeholder that predicts a target is computed all the same: there is no other state to predict it from.
         active = real if self.attend_placeholders else real & (~placeholder | target)
         compaction = Compaction.of(active)
@@ -136,13 +143,14 @@ def load_teacher(teacher: nn.Module | str | os.PathLike[str], processor: Any, at
 
     tokenizer = getattr(processor, "tokenizer", processor)
     if not isinstance(teacher, nn.Module):
-        from regate.fingerprint import tokenizer_fingerprint
+        from regate.fingerprint import tokenizer_difference
 
-        theirs = AutoTokenizer.from_pretrained(teacher)
-        if tokenizer is not None and tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
+        theirs, unseen = AutoTokenizer.from_pretrained(teacher), placeholder_token_ids(processor)
+        difference = tokenizer_difference(tokenizer, theirs, unseen) if tokenizer is not None else None
+        if difference:
             raise ValueError(
-                f"the teacher at {teacher} has another tokenizer than the student ({len(theirs)} tokens against "
-                f"{len(tokenizer)}): its losses would be of other tokens. Use a teacher of the same family."
+                f"the teacher at {teacher} has another tokenizer than the student: {difference}. Its losses would be "
+                "of other tokens; use a teacher of the same family."
             )
         multimodal = hasattr(AutoConfig.from_pretrained(teacher), "text_config")
         auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from regate.reference import TextTeacher, load_teacher, score_rows
+from regate.turns import BadSample
 
 logger = logging.getLogger(__name__)
 _SCHEMA = pa.schema(
@@ -182,8 +183,8 @@ def _score(
             encoding = encode(row)
             ids, labels = encoding["input_ids"], encoding["labels"]
             if not (labels[1:] != -100).any():
-                raise ValueError(f"sample {row['sample_id']}: no target token in it")
-        except ValueError as error:
+                raise BadSample(f"sample {row['sample_id']}: no target token in it", row["sample_id"])
+        except BadSample as error:
             if on_bad_sample == "raise":
                 raise
             logger.warning("left out: %s", error)

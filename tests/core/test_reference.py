@@ -168,7 +168,7 @@ class TestColumns:
         other.save_pretrained(tmp_path)
         tokenizer = processor.tokenizer.train_new_from_iterator(["entirely other words"], 300)
         tokenizer.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="has another tokenizer"):
+        with pytest.raises(ValueError, match="has another tokenizer than the student: their vocabularies"):
             add_reference_losses(data, str(tmp_path), processor)
         config = transformers.Qwen2Config(
             vocab_size=100, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
