@@ -16,11 +16,11 @@ PROMPTS = (
     "write about the {clip} at length .",
     "what is going on here ?",
 )  # fmt: skip
-SHORT = 0.15  # share of letter, yes/no and short answers
+SHORT = 0.18  # share of letter, yes/no and short answers
 
 
 def conversation(scene: Scene, rng: random.Random) -> Turn:
-    """A turn of the fine-tuning mix: 85 % long answers; the rest are letters, texts of options and short answers."""
+    """A turn of the fine-tuning mix: 82 % long answers; the rest are short answers, texts of options and letters."""
     return short(scene, rng) if rng.random() < SHORT else long(scene, rng)
 
 
@@ -31,10 +31,10 @@ def short(scene: Scene, rng: random.Random) -> Turn:
     one = next(a for a in (ask(task, scene, rng) for task in rng.sample(list(TASKS), len(TASKS))) if a)
     question = one.question_text(rng)
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.45:
         options = choices(one, rng)
         prompt = letter_prompt(question, options)
-        if draw < 0.45:
+        if draw < 0.1:  # small students cannot bind letters, and options are ranked by their text
             return turn(prompt, f"*{LETTERS[options.index(one.answer)]}", "letter", rng)
         return turn(prompt, one.markup, "choice", rng)
     return turn(question, one.markup, "yesno" if one.answer in ("yes", "no") else "short", rng)

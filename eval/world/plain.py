@@ -24,8 +24,8 @@ STARTS = (
 
 
 def caption(scene: Scene, rng: random.Random) -> Turn:
-    """A short turn in the plain style, mostly visual words: a caption, or one time in three an attribute question."""
-    if rng.random() < 0.35:
+    """A short turn in the plain style, mostly visual words: a caption, or half of the time an attribute question."""
+    if rng.random() < 0.5:
         asked = [a for a in (ask(task, scene, rng) for task in rng.sample(list(TASKS), 6)) if a]
         if asked:
             one = asked[0]

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-WORLD_VERSION = "1"
+WORLD_VERSION = "2"
 FRAMES = 8
 SIZE = 64
 SPLITS = ("train", "validation", "test")

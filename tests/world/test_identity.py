@@ -6,7 +6,7 @@ import random
 
 from eval.world import WORLD_VERSION, caption, conversation, corpus, mvbench, render, sample_scene, training_set
 
-IDENTITY = {"1": ("e5b53718bf547fa4", "548c271284463c6019e05d2cbf0fc038")}
+IDENTITY = {"2": ("92120b28fd71e275", "b2932259be06c578f02c8f827444766e")}
 
 
 def _digest(parts) -> str:
