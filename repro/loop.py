@@ -75,8 +75,8 @@ def run_stage(
     save_every: int = 250,
     stop_at: int | None = None,
     progress: bool = True,
-) -> list[dict[str, float]]:
-    """Trains `modules` (by name: what is trained and saved) and returns the learning curve.
+) -> tuple[list[dict[str, float]], float]:
+    """Trains `modules` (by name: what is trained and saved); returns the learning curve and the seconds it took.
 
     Args:
         loss_at: step -> (loss, numbers to log); draws its batch from the step alone.
@@ -126,4 +126,4 @@ def run_stage(
             save(step + 1)
         if stop_at is not None and step + 1 >= stop_at:
             break
-    return curve
+    return curve, seconds + time.perf_counter() - began

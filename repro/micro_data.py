@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
+from repro.tokenizer import END
+
 TAGS = {"template": 0, "visual": 1, "wording": 2, "special": 3}
 IGNORE = -100
 
@@ -55,7 +57,7 @@ class Encoder:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self._video_text: dict[int, str] = {}
-        self.end_id = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.end_id = self.tokenizer.convert_tokens_to_ids(END)
 
     def video_text(self, num_frames: int) -> str:
         """What the stock processor puts in the place of `<video>` for a clip of `num_frames` frames."""
@@ -77,9 +79,7 @@ class Encoder:
     ) -> dict[str, list[int]]:
         """`input_ids` [L], `labels` [L] (answer and its end marker, else -100) and `tags` [T] of one conversation."""
         prompt = self.prompt_text(question, num_frames)
-        encoding = self.tokenizer(
-            prompt + answer + "<|im_end|>", return_offsets_mapping=True, return_attention_mask=False
-        )
+        encoding = self.tokenizer(prompt + answer + END, return_offsets_mapping=True, return_attention_mask=False)
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         first = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
         if offsets[first][0] < len(prompt):
