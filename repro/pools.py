@@ -25,7 +25,7 @@ PAD_TURN = -1
 
 
 def tokenizer_texts(seed: int, count: int) -> list[str]:
-    """Plain documents, and the questions and answers of the fine-tuning style, so that each of their words is one token."""
+    """Plain documents, and turns of the fine-tuning style, so that each of their words is one token too."""
     rng = random.Random(f"tokenizer {seed}")
     turns = [conversation(sample_scene(rng.getrandbits(62), "train"), rng) for _ in range(count // 4)]
     roles = ["user\n", "assistant\n", "system\n"] * 50
@@ -100,7 +100,7 @@ class Pool:
 
 
 def make_pool(encoder: Encoder, seed: int, split: str, scenes: int, turns: int) -> Pool:
-    """`scenes` scenes of a split, every second one with words drawn evenly; each with a caption and attribute questions."""
+    """`scenes` scenes of a split, every second one with words drawn evenly; to each a caption and questions."""
     pool = Pool([], [], np.arange(scenes) % 2 == 0)
     for index in tqdm(range(scenes), desc=f"{split} questions", disable=scenes < 3000):
         rng = random.Random(f"pool {seed} {split} {index}")

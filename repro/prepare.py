@@ -1,7 +1,7 @@
 """The preparation recipe: text, then sight, then both together with the backbone frozen.
 
-1. **language**: the backbone on the world's text alone: packed documents, and dialogues whose visual seats hold scripts
-   (see `rehearsal.py`) or are hidden (what the text-only teacher will meet).
+1. **language**: the backbone on the world's text alone: packed documents, and questions about clips whose visual seats
+   hold scripts (see `rehearsal.py`) or are hidden (what the text-only teacher will meet).
 2. **sight**: vision tower and connector learn to write the same scripts from single frames (regression; backbone frozen
    and not even run).
 3. **align**: vision tower and connector on short captions and attribute questions through the frozen backbone.
@@ -22,7 +22,7 @@ from transformers import InternVLForConditionalGeneration
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
 from repro.evaluate import target_logprobs
-from repro.loop import StageConfig, run_stage
+from repro.loop import Evaluate, StageConfig, StepLoss, run_stage
 from repro.micro_data import IGNORE, Encoder, MicroCollator
 from repro.pools import ATTRIBUTE, CAPTION, Batch, Pool, Row, batch_of, make_pool, packed_text, tokenizer_texts
 from repro.rehearsal import Symbols, symbols
@@ -30,6 +30,9 @@ from repro.student_model import StudentSize, build_student
 from repro.tokenizer import build_processor, train_tokenizer
 
 STAGES = ("language", "sight", "align")
+LANGUAGE = StageConfig(steps=1800, batch_size=16, lr=3e-3)
+SIGHT = StageConfig(steps=3000, batch_size=64, lr=3e-3)
+ALIGN = StageConfig(steps=500, batch_size=16, lr=7e-4, warmup=20)
 SHARPNESS = 8.0  # logits per unit of script in the naming loss
 
 
@@ -43,14 +46,14 @@ class PrepareConfig:
     corpus_docs: int = 10_000  # documents of `language`
     scenes: int = 8000  # training scenes of all stages
     validation_scenes: int = 256
-    turns: int = 8  # turns of a dialogue about a scene
+    turns: int = 8  # a caption and attribute questions about each scene
     text_rows: int = 8  # rows of packed documents in a batch of `language`
     text_length: int = 128
-    blind: float = 0.2  # share of the dialogues of `language` whose seats are hidden
+    blind: float = 0.2  # share of the scenes of `language` whose seats are hidden
     naming: float = 0.5  # weight of the cross-entropy of noun and colour in `sight`
-    language: StageConfig = StageConfig(steps=1800, batch_size=16, lr=3e-3)
-    sight: StageConfig = StageConfig(steps=3000, batch_size=64, lr=3e-3)
-    align: StageConfig = StageConfig(steps=500, batch_size=16, lr=7e-4, warmup=20)
+    language: StageConfig = LANGUAGE
+    sight: StageConfig = SIGHT
+    align: StageConfig = ALIGN
     eval_every: int = 250
 
 
@@ -114,12 +117,13 @@ class Preparation:
     # --- stages ---
 
     def language(self) -> None:
+        """Packed documents, and turns about scripts. Seats are hidden in natural scenes only: twice as often there."""
         config, stage = self.config, self.config.language
         stream = packed_text(self.encoder, config.seed, config.corpus_docs)
         pool = self.pool()
         length = config.text_length
 
-        def loss_at(step: int):
+        def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             rng = self.rng("language", step)
             starts = rng.integers(0, len(stream) - length - 1, config.text_rows)
             text = torch.from_numpy(np.stack([stream[s : s + length] for s in starts])).long()
@@ -134,7 +138,7 @@ class Preparation:
         self._run("language", [self.model.model.language_model], loss_at, lambda: self.scores(scripts=True))
 
     def turns_loss(self, batch: Batch, inputs: dict[str, Any]) -> torch.Tensor:
-        """Mean over all targets, plus the mean over the answers of attribute questions: few tokens, and hard to learn."""
+        """Mean over all targets, plus the mean over answers to attribute questions: few tokens, and hard to learn."""
         nll_N = -target_logprobs(self.model, inputs, batch.labels)[0]
         kind_N = batch.kinds[:, 1:][batch.labels[:, 1:] != IGNORE]
         return nll_N.mean() + nll_N[kind_N == ATTRIBUTE].mean()
@@ -144,7 +148,7 @@ class Preparation:
         stage, pool = self.config.sight, self.pool()
         frames = pool.frames()
 
-        def loss_at(step: int):
+        def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             rng = self.rng("sight", step)
             clips = rng.integers(0, len(pool), stage.batch_size)
             when = rng.integers(0, frames.shape[1], stage.batch_size)
@@ -165,16 +169,18 @@ class Preparation:
         return self.model.get_input_embeddings().weight[list(self.symbols.token_ids)]
 
     def done(self, name: str) -> bool:
+        """Whether a stage has run to its last step."""
         return bool(self.curves[name]) and self.curves[name][-1]["step"] == getattr(self.config, name).steps
 
     def align(self) -> None:
+        """Captions and questions through the frozen backbone."""
         stage, pool = self.config.align, self.pool()
         frames = pool.frames()
         self.model.requires_grad_(False)
         for module in self._eyes():
             module.requires_grad_(True)
 
-        def loss_at(step: int):
+        def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             rng = self.rng("align", step)
             chosen = rng.integers(0, len(pool), stage.batch_size)
             batch = self.batch([pool.rows[i] for i in chosen])
@@ -186,7 +192,7 @@ class Preparation:
     def _eyes(self) -> list[torch.nn.Module]:
         return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
 
-    def _run(self, name: str, modules: list[torch.nn.Module], loss_at, evaluate) -> None:
+    def _run(self, name: str, modules: list[torch.nn.Module], loss_at: StepLoss, evaluate: Evaluate) -> None:
         self.model.train()
         self.curves[name], self.seconds[name] = run_stage(
             name,

@@ -1,10 +1,10 @@
-"""Rehearsal: scenes written in the backbone's own tokens, at the seats of the visual tokens. No pixels, no vision tower.
+"""Rehearsal: scenes written in the backbone's own tokens at the seats of the visual tokens. No pixels, no vision tower.
 
-A micro backbone that met nothing but prose cannot follow anything through frames, and a frozen one cannot learn it while
-the vision tower does. So a part of its text pre-training shows it *scripts*: the conversation keeps the layout that a real
-clip will have (`Frame1:<img>....</img>` ...), and each seat holds the sum of the embeddings of the tokens that tell what
-lies there: noun, colour, background, and codes of place and extent (byte tokens that the world's language never uses).
-The vision tower is later trained to put the same sums there from pixels.
+A micro backbone that met nothing but prose cannot follow anything through frames, and a frozen one cannot learn it
+while the vision tower does. So a part of its text pre-training shows it *scripts*: the conversation keeps the layout
+that a real clip will have (`Frame1:<img>....</img>` ...), and each seat holds the sum of the embeddings of the tokens
+that tell what lies there: noun, colour, background, and codes of place and extent (byte tokens that the world's
+language never uses). The vision tower is later trained to put the same sums there from pixels.
 
 Shapes: F frames, Q seats per frame, K symbols, D hidden size.
 """

@@ -3,8 +3,8 @@
     python -m repro.students              # does the committed student match its record?
     python -m repro.students --rebuild    # prepare it from nothing (resumable), about 15 minutes on two cores
 
-A prepared student is a folder that `from_pretrained` reads (bf16 safetensors, configuration, tokenizer, processor) and a
-`record.json` with the configuration, seed, commit, versions, hardware, learning curves and the hash of every file.
+A prepared student is a folder that `from_pretrained` reads (bf16 safetensors, configuration, tokenizer, processor) and
+a `record.json` with the configuration, seed, commit, versions, hardware, learning curves and the hash of every file.
 """
 
 from __future__ import annotations

@@ -7,9 +7,16 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scores, rank_options
+from eval.world import Act, Scene, Thing, caption
+from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scores, rank_options, target_logprobs
+from repro.loop import StageConfig
+from repro.machine import environment
 from repro.micro_data import IGNORE, TAGS, Encoder, Example, MicroCollator, encode_examples
+from repro.pools import pack_turns
+from repro.prepare import PrepareConfig, fold, prepare_student
+from repro.rehearsal import script
 from repro.student_model import StudentSize, build_student, count_parameters
+from repro.students import PREPARED, check, config_hash, export
 from repro.tokenizer import build_processor, single_token_share, train_tokenizer
 
 NANO = StudentSize(
@@ -240,3 +247,132 @@ def test_choice_accuracy_counts_by_task():
     assert result["accuracy"] == pytest.approx(0.6)
     assert result["accuracy_by_task"] == {"task0": pytest.approx(2 / 3), "task1": pytest.approx(0.5)}
     assert result["chance"] == pytest.approx((3 / 2 + 2 / 3) / 5)
+
+
+# --- preparation ---
+
+TINY = PrepareConfig(
+    size=StudentSize(
+        vocab_size=960, hidden_size=96, num_layers=1, num_heads=3, num_kv_heads=3, intermediate_size=96,
+        vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=64,
+    ),
+    tokenizer_docs=300, corpus_docs=40, scenes=12, validation_scenes=8, turns=3, text_rows=2, text_length=32,
+    language=StageConfig(steps=4, batch_size=3, lr=1e-3, warmup=1),
+    sight=StageConfig(steps=4, batch_size=4, lr=1e-3, warmup=1),
+    align=StageConfig(steps=4, batch_size=2, lr=1e-3, warmup=1),
+    eval_every=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return prepare_student(TINY, tmp_path_factory.mktemp("whole"), progress=False)
+
+
+def test_preparation_trains_what_each_stage_says(prepared):
+    fresh = build_student(prepared.processor.tokenizer, TINY.size, TINY.seed).state_dict()
+    changed = {k.split(".")[1] for k, v in prepared.model.state_dict().items() if not torch.equal(v, fresh[k])}
+    assert changed >= {"language_model", "vision_tower", "multi_modal_projector"}
+    for stage in ("language", "sight", "align"):
+        assert [p["step"] for p in prepared.curves[stage]] == [2, 4]
+    assert set(prepared.scores(scripts=False)) == {"caption", "attribute", "blind_caption", "blind_attribute"}
+
+
+@pytest.mark.parametrize("stage", ["language", "sight", "align"])
+def test_a_killed_preparation_goes_on_bit_for_bit(prepared, tmp_path, stage):
+    first = prepare_student(TINY, tmp_path, progress=False, stop_at={stage: 3})  # its last state is that of step 2
+    assert not first.done(stage)
+    again = prepare_student(TINY, tmp_path, progress=False)
+    want, got = prepared.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert again.curves == prepared.curves
+
+
+def test_alignment_leaves_the_backbone_alone(prepared):
+    state = torch.load(prepared.work / "language.pt", weights_only=True)["modules"]["0"]
+    now = prepared.model.model.language_model.state_dict()
+    assert all(torch.equal(state[name], now[name]) for name in now)
+
+
+def test_turns_that_share_frames_are_computed_as_if_alone(prepared):
+    scene = prepared.pool().scenes[0]
+    rng = random.Random(0)
+    turns = [caption(scene, rng) for _ in range(3)]
+
+    def logprobs(some):
+        batch = prepared.batch([pack_turns(prepared.encoder, some)])
+        inputs = prepared.inputs(batch, clips=prepared.pool().frames()[:1])
+        with torch.no_grad():
+            return target_logprobs(prepared.model.eval(), inputs, batch.labels)[0]
+
+    alone = torch.cat([logprobs([spoken]) for spoken in turns])
+    torch.testing.assert_close(logprobs(turns), alone, rtol=0, atol=1e-5)
+
+
+def test_blind_rows_do_not_depend_on_their_seats(prepared):
+    rows, scripts = prepared.pool().rows[:2], prepared.pool().scripts[:2]
+    batch = prepared.batch(rows, np.array([True, False]))
+
+    def loss(shown):
+        with torch.no_grad():
+            return target_logprobs(prepared.model, prepared.inputs(batch, shown), batch.labels)[0]
+
+    some, other = loss(scripts), loss(scripts[::-1])
+    split = int((batch.labels[0, 1:] != IGNORE).sum())
+    assert torch.equal(some[:split], other[:split])
+    assert not torch.allclose(some[split:], other[split:])
+
+
+def test_scripts_tell_what_is_seen(prepared):
+    table = prepared.symbols
+    still = Act("stay")
+    things = (
+        Thing("ball", "red", "large", "upright", 16, 16, (still,)),
+        Thing("box", "blue", "small", "flat", 48, 48, (Act("vanish", 4, 5),)),
+    )
+    seats = script(Scene("duo", "grass", things), table)
+    assert seats.shape == (8, 4, len(table))
+    words = prepared.processor.tokenizer.convert_ids_to_tokens(list(table.token_ids))
+
+    def spoken(frame, seat):
+        named = np.flatnonzero(seats[frame, seat][: table.start["x"]])
+        return {words[i].removeprefix("\u0120") for i in named}
+
+    assert spoken(0, 0) == spoken(7, 0) == {"ball", "red", "grass"}
+    assert spoken(0, 3) == {"box", "blue", "grass"}
+    assert spoken(7, 3) == spoken(0, 1) == {"grass"}
+    assert len(set(table.token_ids)) == len(table)
+
+
+def test_sight_is_folded_into_the_embeddings():
+    linear = torch.nn.Linear(5, 6)
+    matrix, x = torch.randn(6, 6), torch.randn(3, 5)
+    want = linear(x) @ matrix
+    fold(linear, matrix)
+    torch.testing.assert_close(linear(x), want)
+
+
+# --- the prepared student ---
+
+
+def test_exported_student_loads_and_matches_its_record(prepared, tmp_path):
+    export(prepared, tmp_path / "student", environment())
+    record = check(tmp_path / "student")
+    assert record["config_hash"] == config_hash(TINY)
+    (tmp_path / "student" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the file of the record"):
+        check(tmp_path / "student")
+
+
+def test_committed_student_matches_its_record():
+    if not (PREPARED / "record.json").exists():
+        pytest.skip("no prepared student is committed")
+    record = check()
+    assert sum(path.stat().st_size for path in PREPARED.iterdir()) <= 5_000_000
+    assert record["dirty"] is False
+    assert record["config_hash"] == config_hash(PrepareConfig(seed=record["seed"]))  # the command would make this one
+
+
+def test_missing_student_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="REBUILD=1"):
+        check(tmp_path)
