@@ -100,8 +100,9 @@ class Material:
 
     def questions(self) -> tuple[list[Choice], str]:
         """The MVBench twin's questions with their clips, and a fingerprint of questions and order."""
-        folder = self._folder("mvbench", self.data.questions_per_task, self.data.seed)
-        mvbench.write(folder, per_task=self.data.questions_per_task, seed=self.data.seed)
+        tasks = self.data.tasks
+        folder = self._folder("mvbench", f"{len(tasks)}x{self.data.questions_per_task}", self.data.seed)
+        mvbench.write(folder, per_task=self.data.questions_per_task, seed=self.data.seed, tasks=tasks)
         questions = mvbench.questions(folder)
         choices = [
             Choice(

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from eval import world
-from eval.world.check import exit_code, report, table
+from eval.world import mvbench
+from eval.world.check import Row, chance_interval, exit_code, report, table
 from regate.reference import load_teacher, score_rows
-from repro.evaluate import Choice
+from repro.evaluate import Choice, choice_accuracy, rank_options
 from repro.material import Material
 from repro.micro_data import TAGS, Encoder
 from repro.recipes import Data
@@ -32,8 +33,27 @@ def world_check(student: str, samples: int, runs: Path) -> int:
     tags = [[_NAMES[t] for t in tags if t != TAGS["special"]] for tags in rows["tags"]]
     choices, _ = material.questions()
     rows_of = report(losses, tags, rows["kind"][:], _text_only(teacher, material, choices), [c.answer for c in choices])
+    rows_of += sight(material)
     print(table(rows_of))
     return exit_code(rows_of)
+
+
+def sight(material: Material, per_task: int = 100) -> list[Row]:
+    """The prepared student on each subtask, on questions about validation scenes: seen where better than a guesser.
+
+    Subtasks of ``Data.tasks`` must be seen before fine-tuning: elsewhere a comparison of methods says nothing.
+    """
+    rows, model = [], material.model()
+    for task in mvbench.TASKS:
+        built = mvbench.build(task, per_task, material.data.seed, "validation")
+        asked = [Choice(q.question, q.candidates, q.correct, task, world.render(scene)) for q, scene in built]
+        score = choice_accuracy(asked, rank_options(model, material.processor, asked))["accuracy"]
+        mean, _, high = chance_interval([len(c.options) for c in asked])
+        listed = task in material.data.tasks
+        rows.append(
+            Row(f"{task} (chance {mean:.2f})", score, f"> {high:.3g}" if listed else "", score > high or not listed)
+        )
+    return rows
 
 
 def _text_only(teacher, material: Material, choices: list[Choice]) -> list[np.ndarray]:
