@@ -11,7 +11,7 @@ comma := ,
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup test check types repro-table4 world-check students example tables figures
+.PHONY: help setup test check types repro-table4 world-check students example keep tables figures
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +47,9 @@ students: setup ## the prepared student; REBUILD=1 makes it anew
 
 example: setup ## a small data set in LLaVA's format under runs/example, for the README's example
 	$(BIN)/python -m repro.example_data
+
+keep: setup ## records and traces of clean runs go to results/, to be committed
+	$(BIN)/python -m repro.keep --runs $(RUNS)
 
 tables: setup ## tables from records
 	$(BIN)/python -m repro.tables --runs $(RUNS)
