@@ -19,6 +19,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.internvl.processing_internvl import InternVLProcessor
@@ -158,7 +159,8 @@ def option_scores(
             rows.append({**encoder.encode(choice.question, option, num_frames), "frames": b""})
             owner.append(index)
     scores = np.zeros(len(rows))
-    for chosen in batches_by_length([len(row["input_ids"]) for row in rows], batch_size):
+    batches = list(batches_by_length([len(row["input_ids"]) for row in rows], batch_size))
+    for chosen in tqdm(batches, desc="ranking options", unit="batch", delay=5, leave=False):
         batch = collator([rows[i] for i in chosen])
         seen = torch.cat([features[owner[i]] for i in chosen])  # [B*F, tokens, D]
         inputs = {
