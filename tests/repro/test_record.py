@@ -123,7 +123,7 @@ def damage(tmp_path, change) -> RecordError:
         ("benchmarks[0].outcomes", lambda v: first(v)["outcomes"].update({"object shuffle": "00"})),
         ("config_hash", lambda v: v["config"].update(lr=5)),
         ("config.method_version", lambda v: v["config"].pop("method_version")),
-        ("artefacts.trace.path", lambda v: v.update(artefacts={"trace": {"path": "/tmp/x", "sha256": "0" * 64}})),
+        ("artefacts.trace.path", lambda v: v.update(artefacts={"trace": {"path": "/absolute/x", "sha256": "0" * 64}})),
         ("artefacts.trace.sha256", lambda v: v.update(artefacts={"trace": {"path": "x", "sha256": "0"}})),
         ("name", lambda v: v.update(name="other")),
     ],
