@@ -40,7 +40,10 @@ class ReGateConfig(TrainingArguments):
     num_frames: int = field(default=8, metadata={"help": "Frames sampled from each video."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise, or skip: log, count and leave out."})
     trace_samples: list[int] = field(
-        default_factory=list, metadata={"help": "Sample ids whose losses, scores and decisions are traced each step."}
+        default_factory=list,
+        metadata={
+            "help": "Sample ids traced step by step: losses, scores, decisions (of the main process, with several)."
+        },
     )
 
     def __post_init__(self):
