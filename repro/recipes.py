@@ -1,6 +1,6 @@
 """One function per row of a table. A recipe is all that decides a run's outcome; its hash decides whether it is stale.
 
-Micro scale: a student of about two million parameters on two CPU cores, from the committed prepared student. Each
+Micro scale: a student of about one and a half million parameters on two CPU cores, from the committed prepared student. Each
 docstring says what the run is, what it runs on and how long it takes there.
 """
 
