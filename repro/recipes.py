@@ -1,7 +1,7 @@
 """One function per row of a table. A recipe is all that decides a run's outcome; its hash decides whether it is stale.
 
-Micro scale: a student of about one and a half million parameters on two CPU cores, from the committed prepared student. Each
-docstring says what the run is, what it runs on and how long it takes there.
+Micro scale: a student of about one and a half million parameters on two CPU cores, from the committed prepared student.
+Each docstring says what the run is, what it runs on and how long it takes there.
 """
 
 import dataclasses
