@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -86,35 +84,13 @@ def content_metrics(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with options; `answer` is the index of the right one. The clip: `frames`, or else the file `video`."""
+    """A question with options about a clip; `answer` is the index of the right one."""
 
     question: str
     options: Sequence[str]
     answer: int
-    task: str = ""
-    frames: np.ndarray | None = None  # uint8 [F, H, W, 3]
-    video: str | Path | None = None
-
-
-def read_video(path: str | Path, num_frames: int | None = None) -> np.ndarray:
-    """uint8 [F, H, W, 3]: all frames, or the midpoints of `num_frames` equal segments."""
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    if not frames:
-        raise ValueError(f"{path} holds no decodable frame")
-    clip = np.stack(frames)
-    if num_frames is None or len(clip) == num_frames:
-        return clip
-    middle = (np.arange(num_frames) + 0.5) * len(clip) / num_frames
-    return clip[middle.astype(int)]
-
-
-def _frames(choice: Choice, num_frames: int) -> np.ndarray:
-    if choice.frames is not None:
-        return choice.frames
-    if choice.video is None:
-        raise ValueError(f"the question {choice.question!r} has neither frames nor a video")
-    return read_video(choice.video, num_frames)
+    task: str
+    frames: np.ndarray  # uint8 [F, H, W, 3]
 
 
 @torch.no_grad()
@@ -125,14 +101,13 @@ def rank_options(
     *,
     normalize: str = "sum",
     batch_size: int = 128,
-    num_frames: int = 8,
 ) -> list[int]:
     """Index of the most likely option of each question. Clips are encoded once, options batched by length.
 
     Args:
         normalize: "sum" of the option's log-probabilities (end marker included) or their "mean".
     """
-    scores = option_scores(model, processor, choices, normalize=normalize, batch_size=batch_size, num_frames=num_frames)
+    scores = option_scores(model, processor, choices, normalize=normalize, batch_size=batch_size)
     return [int(np.argmax(s)) for s in scores]
 
 
@@ -144,7 +119,6 @@ def option_scores(
     *,
     normalize: str = "sum",
     batch_size: int = 128,
-    num_frames: int = 8,
 ) -> list[np.ndarray]:
     """Score of every option of every question, as `rank_options` compares them."""
     if normalize not in ("sum", "mean"):
@@ -152,11 +126,11 @@ def option_scores(
     was_training = model.training
     model.eval()
     encoder, collator = Encoder(processor), MicroCollator(processor, image_size=_image_size(model))
-    features = _clip_features(model, collator, choices, batch_size, num_frames)
+    features = _clip_features(model, collator, choices, batch_size)
     rows, owner = [], []
     for index, choice in enumerate(choices):
         for option in choice.options:
-            rows.append({**encoder.encode(choice.question, option, num_frames), "frames": b""})
+            rows.append({**encoder.encode(choice.question, option, len(choice.frames)), "frames": b""})
             owner.append(index)
     scores = np.zeros(len(rows))
     batches = list(batches_by_length([len(row["input_ids"]) for row in rows], batch_size))
@@ -178,12 +152,12 @@ def option_scores(
 
 
 def _clip_features(
-    model: PreTrainedModel, collator: MicroCollator, choices: Sequence[Choice], batch_size: int, num_frames: int
+    model: PreTrainedModel, collator: MicroCollator, choices: Sequence[Choice], batch_size: int
 ) -> list[torch.Tensor]:
     """Connector output [F, tokens, D] of each question's clip."""
     features: list[torch.Tensor] = []
     for start in range(0, len(choices), batch_size):
-        clips = [_frames(choice, num_frames) for choice in choices[start : start + batch_size]]
+        clips = [choice.frames for choice in choices[start : start + batch_size]]
         pixels = collator.pixels(np.concatenate(clips))
         seen = model.get_image_features(pixels, return_dict=True).pooler_output
         features.extend(seen.split([len(clip) for clip in clips]))

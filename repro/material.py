@@ -19,8 +19,9 @@ from eval import world
 from eval.world import mvbench
 from regate import add_reference_losses
 from regate.accounting import FlopModel
+from regate.media import read_video
 from regate.reference import load_teacher
-from repro.evaluate import Choice, read_video
+from repro.evaluate import Choice
 from repro.micro_data import Example, encode_examples
 from repro.recipes import Data
 

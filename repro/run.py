@@ -22,7 +22,7 @@ from repro.follow import CountingCollator, Follower, StockLog, totals
 from repro.material import Material
 from repro.micro_data import MicroCollator, batches_by_length
 from repro.recipes import Recipe
-from repro.record import Benchmark, Point, Record, RecordError, environment, is_stale, read, write
+from repro.record import Benchmark, Point, Record, RecordError, config_hash, environment, is_stale, read, write
 
 METRIC = "content_accuracy"
 PROTOCOL = "rank"
@@ -62,7 +62,8 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
     machine = environment(threads=torch.get_num_threads())
     trainer = _trainer(recipe, material, folder)
     trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint() is not None)
-    alone = _others_share(began, used) < _ALONE
+    others = _others_share(began, used)
+    alone = others is not None and others < _ALONE
 
     steps_log = folder / "steps.jsonl"
     curve = tuple(_point(p, steps_log) for p in _follower(trainer).points)
@@ -175,7 +176,7 @@ def _score(model: Any, step: int, material: Material, choices: list, questions: 
 
 def _start_anew_if_changed(folder: Path, config: dict[str, Any]) -> None:
     """A folder of another configuration is no run to go on with."""
-    stamp, digest = folder / "config.sha256", hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()
+    stamp, digest = folder / "config.sha256", config_hash(config)
     if folder.exists() and (not stamp.exists() or stamp.read_text() != digest):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,19 +202,22 @@ def _artefacts(folder: Path, runs: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def _cpu_seconds() -> tuple[float, float]:
-    """CPU seconds used by the whole machine and by this process, so far."""
+def _cpu_seconds() -> tuple[float, float] | None:
+    """CPU seconds used by the whole machine and by this process, so far; None where the system does not tell."""
     try:
         first = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     except OSError:
-        return 0.0, 0.0
+        return None
     user, nice, system, _idle, _wait, irq, softirq = map(int, first[:7])
     ticks = os.sysconf("SC_CLK_TCK")
     return (user + nice + system + irq + softirq) / ticks, sum(os.times()[:4])
 
 
-def _others_share(began: float, used: tuple[float, float]) -> float:
-    """Share of all cores that other processes used since ``began``."""
-    machine, own = _cpu_seconds()
+def _others_share(began: float, used: tuple[float, float] | None) -> float | None:
+    """Share of all cores that other processes used since ``began``; None where that is not known."""
+    now = _cpu_seconds()
+    if used is None or now is None:
+        return None
+    machine, own = now
     wall = (time.perf_counter() - began) * (os.cpu_count() or 1)
     return max(0.0, (machine - used[0]) - (own - used[1])) / wall

@@ -3,7 +3,6 @@
 The disk is "full" by a limit on the size of files that this process may write (RLIMIT_FSIZE); writes beyond it fail.
 """
 
-import contextlib
 import resource
 import signal
 
@@ -63,7 +62,7 @@ def test_reference_column(tmp_path):
 
     def encode(row):
         seen.append(row["index"])
-        if len(seen) == 5:
+        if len(seen) == 5 and disk is not None:
             disk.fill(after_bytes=16)
         return {"input_ids": torch.tensor(row["input_ids"]), "labels": torch.tensor(row["labels"])}
 
@@ -71,11 +70,9 @@ def test_reference_column(tmp_path):
     with Disk() as disk, pytest.raises(OSError, match="too large"):
         add_reference_losses(data, model, processor, **options)
     seen.clear()
-    with Disk() as disk, contextlib.suppress(ValueError):
-        seen.append(-1)  # never fills again: the count starts beyond the mark
-        seen.extend([-1] * 8)
-        scored = add_reference_losses(data, model, processor, **options)
-    assert [i for i in seen if i >= 0] == [4, 5, 6, 7]  # two shards were complete
+    disk = None  # there is room again
+    scored = add_reference_losses(data, model, processor, **options)
+    assert seen == [4, 5, 6, 7]  # two shards were complete
     assert scored["reference_losses"][:] == add_reference_losses(data, model, processor)["reference_losses"][:]
 
 
