@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 1
-STUDENTS ?= internvl
+STUDENTS ?= internvl,videollama2,videochat2
 SCALE ?= micro
 RUNS ?= runs
 comma := ,
@@ -36,14 +36,14 @@ check: setup types ## ruff, types, and whether committed tables and figures are 
 types: setup
 	$(BIN)/mypy
 
-repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen or move it
+repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen, narrow or move it
 	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS)
 
 world-check: setup ## can gates differ in the embedded world? exits 1 if not
 	$(BIN)/python -m repro world-check --runs $(RUNS)
 
-students: setup ## the prepared student; REBUILD=1 makes it anew
-	$(BIN)/python -m repro.students $(if $(REBUILD),--rebuild)
+students: setup ## the prepared students; REBUILD=1 makes them anew
+	$(BIN)/python -m repro.students --student $(subst $(comma), ,$(STUDENTS)) $(if $(REBUILD),--rebuild)
 
 example: setup ## a small data set in LLaVA's format under runs/example, for the README's example
 	$(BIN)/python -m repro.example_data

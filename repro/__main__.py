@@ -18,7 +18,7 @@ class Table4:
     """Train, follow and score every row of Table 4, then print it. What is there and fresh is not run again."""
 
     students: tuple[str, ...] = STUDENTS
-    """Students, of: internvl."""
+    """Students, of: internvl, videollama2, videochat2."""
     seeds: int = 1
     """Seeds 0 .. seeds-1."""
     scale: str = "micro"

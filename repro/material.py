@@ -13,8 +13,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import AutoProcessor, InternVLForConditionalGeneration
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import regate.models  # noqa: F401 - the Auto classes know our students
 from eval import world
 from eval.world import mvbench
 from regate import add_reference_losses
@@ -57,9 +59,15 @@ class Material:
         """The student's processor."""
         return AutoProcessor.from_pretrained(self.student_path)
 
-    def model(self) -> InternVLForConditionalGeneration:
+    def model(self) -> Any:
         """A fresh copy of the prepared student, fp32."""
-        return InternVLForConditionalGeneration.from_pretrained(self.student_path, dtype=torch.float32)
+        return AutoModelForImageTextToText.from_pretrained(self.student_path, dtype=torch.float32)
+
+    def trained(self, folder: Path) -> Any:
+        """What a run saved in ``folder``: a whole model, or adapters on top of the prepared student. fp32."""
+        if (folder / "adapter_config.json").exists():
+            return PeftModel.from_pretrained(self.model(), folder)
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
     def _folder(self, kind: str, *keys: Any) -> Path:
         name = "-".join(map(str, (kind, f"world{world.WORLD_VERSION}", *keys)))
