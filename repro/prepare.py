@@ -72,7 +72,7 @@ CONFIGS: dict[str, PrepareConfig] = {
     "internvl": PrepareConfig(),
     "videollama2": PrepareConfig(sight=StageConfig(steps=6000, batch_size=64, lr=1e-3)),
     "videochat2": PrepareConfig(
-        size=FAMILIES["videochat2"].size, sight=StageConfig(steps=8000, batch_size=64, lr=7e-4)
+        size=FAMILIES["videochat2"].size, sight=StageConfig(steps=8000, batch_size=64, lr=1e-3)
     ),
 }
 """What `make students` makes of each family."""

@@ -1,4 +1,4 @@
-"""The paper's students that transformers does not have. Importing this package makes transformers' Auto classes know them.
+"""The paper's students that transformers does not have; importing this package makes its Auto classes know them.
 
     import regate.models
     model = AutoModelForImageTextToText.from_pretrained("DAMO-NLP-SG/VideoLLaMA2.1-7B-16F")

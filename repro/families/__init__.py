@@ -1,4 +1,4 @@
-"""The micro students: one factory for three families, each the real class of its paper-scale student at 1-2M parameters."""
+"""The micro students: one factory for three families, each of the class of its paper-scale student."""
 
 from repro.families.family import Family, StudentSize, count_parameters
 from repro.families.internvl import InternVL

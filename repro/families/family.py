@@ -135,7 +135,9 @@ class Family(ABC):
         return script_FQK.reshape(-1, script_FQK.shape[-1])
 
 
-def world_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[AddedToken], markers: Sequence[AddedToken] = ()):
+def world_bpe(
+    texts: Iterable[str], vocab_size: int, specials: Sequence[AddedToken], markers: Sequence[AddedToken] = ()
+) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` entries, added tokens included. Deterministic in `texts`."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -30,12 +30,12 @@ from regate.models.videochat2 import (
     VideoChat2VideoProcessor,
     VideoChat2VisionConfig,
 )
-from regate.models.videochat2.vision import sinusoid_positions
 from repro.families.family import Family, StudentSize, world_bpe
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 MARKERS = ("[INST]", "[/INST]", "<Video>", "</Video>", "<Image>", "</Image>", "<video>", "<image>")
 FRAMES = 8
+POSITION_STD = 2.0  # above what the first layer makes of a patch: a query finds its seat whatever is shown there
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class VideoChat2(Family):
             image_size=size.image_size,
             patch_size=size.patch_size,
             position_frames=FRAMES,
+            use_learnable_pos_emb=True,
         )
         qformer = InstructBlipQFormerConfig(
             vocab_size=len(qformer_tokenizer()),
@@ -128,7 +129,7 @@ class VideoChat2(Family):
 
     def model(self, config: VideoChat2Config) -> VideoChat2ForConditionalGeneration:
         model = VideoChat2ForConditionalGeneration(config)
-        for module in (*model.model.qformer.modules(), *model.model.vision_tower.modules()):
+        for module in model.model.vision_tower.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         point_queries(model)
@@ -146,8 +147,9 @@ class VideoChat2(Family):
 
     def visual_inputs(self, processor: Any, pixels_NFCHW: torch.Tensor) -> dict[str, torch.Tensor]:
         empty = processor.qformer_tokenizer("", return_tensors="pt")
-        texts = {f"qformer_{name}": empty[name].expand(len(pixels_NFCHW), -1) for name in ("input_ids", "attention_mask")}
-        return {"pixel_values_videos": pixels_NFCHW, **texts}
+        instruction = {f"qformer_{name}": empty[name] for name in ("input_ids", "attention_mask")}
+        repeated = {name: value.expand(len(pixels_NFCHW), -1) for name, value in instruction.items()}
+        return {"pixel_values_videos": pixels_NFCHW, **repeated}
 
     def features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.get_video_features(**inputs, return_dict=True).pooler_output
@@ -163,20 +165,24 @@ def point_queries(model: VideoChat2ForConditionalGeneration) -> None:
     The published ones start from a pre-trained Q-Former. From nothing every query sees the mean of the clip, and stays
     with it for thousands of steps.
     """
-    vision, queries = model.config.vision_config, model.model.queries
+    vision, queries, positions = model.config.vision_config, model.model.queries, model.model.vision_tower.pos_embed
     dim, grid = vision.hidden_size, vision.image_size // vision.patch_size
+    nn.init.normal_(positions, std=POSITION_STD)
     seats = math.isqrt(model.config.num_visual_tokens // FRAMES)  # along each side of a frame
-    positions = sinusoid_positions(FRAMES, grid, dim, vision.position_frames)  # [F * G * G, D]
     grids = positions.reshape(FRAMES, seats, grid // seats, seats, grid // seats, dim)
     seat_QD = grids.mean((2, 4)).reshape(-1, dim)
     first, extra = queries.query_tokens, queries.extra_query_tokens
     if first.shape[-1] == dim:
         first.copy_(seat_QD[: first.shape[1]])
         extra.copy_(seat_QD[first.shape[1] :])
+    else:
+        nn.init.normal_(first)
+        nn.init.normal_(extra)
     for layer in model.model.qformer.encoder.layer:
         attention = layer.crossattention.attention
+        nn.init.xavier_uniform_(attention.value.weight)
+        nn.init.xavier_uniform_(attention.query.weight, gain=2.0)
         if attention.key.weight.shape == attention.query.weight.shape:
-            attention.query.weight.mul_(2)  # sharper
             attention.key.weight.copy_(attention.query.weight)
 
 

@@ -45,7 +45,11 @@ class TestLoading:
     def test_of_no_text_for_the_qformer(self, tmp_path):
         """As in stage 2: no weights that only text would use, and the instruction changes nothing."""
         model, processor = tiny_videochat2(qformer_text_input=False)
-        assert not [n for n in model.state_dict() if "word_embeddings" in n or (".output.LayerNorm" in n and "attention" not in n)]
+        assert not [
+            n
+            for n in model.state_dict()
+            if "word_embeddings" in n or (".output.LayerNorm" in n and "attention" not in n)
+        ]
         batch = batch_of(processor)
         loss = model(**batch).loss
         batch["qformer_input_ids"] = torch.full_like(batch["qformer_input_ids"], 5)
@@ -187,14 +191,16 @@ class TestRefusals:
         seat = (batch["input_ids"] == processor.video_token_id).nonzero()[0]
         short = batch["input_ids"].clone()
         short[tuple(seat)] = 5
-        with pytest.raises(ValueError, match=r"found 7 video placeholders \(video_token_id \d+\).*expected 8: 8 for each of 1 v"):
+        with pytest.raises(
+            ValueError, match=r"found 7 video placeholders \(video_token_id \d+\).*expected 8: 8 for each of 1 v"
+        ):
             model(**batch | {"input_ids": short})
         without = {k: v[:1] if "qformer" in k else v for k, v in batch.items() if k != "pixel_values"}
         with pytest.raises(ValueError, match=r"found 8 image placeholders .* expected 0"):
             model(**without)
         features = model.get_video_features(batch["pixel_values_videos"], batch["qformer_input_ids"][:1])
+        twice = type(features)(pooler_output=features.pooler_output.repeat(2, 1, 1))
         with pytest.raises(ValueError, match=r"found 8 video placeholders .* expected 16"):
-            twice = type(features)(pooler_output=features.pooler_output.repeat(2, 1, 1))
             model(input_ids=batch["input_ids"][:1], mm_encoder_outputs={"video": twice})
 
     def test_instructions_that_are_missing_or_of_another_number(self, made):
@@ -211,7 +217,9 @@ class TestRefusals:
     @pytest.mark.parametrize("shape", [(1, 0, 3, 32, 32), (1, 4, 3, 32, 40), (4, 3, 32, 32), (1, 4, 1, 32, 32)])
     def test_pixels_of_another_shape(self, made, shape):
         model, _ = made
-        with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}, .*expected \[clips, frames, 3, 32, 32\]"):
+        with pytest.raises(
+            ValueError, match=rf"shape \({shape[0]}, {shape[1]}, .*expected \[clips, frames, 3, 32, 32\]"
+        ):
             model.get_video_features(torch.zeros(shape), torch.tensor([[2, 3]]))
 
     def test_inputs_twice_or_not_at_all(self, made):
@@ -229,7 +237,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("part", "fields", "message"),
         [
-            ("vision_config", {"image_size": 30, "patch_size": 8}, "image_size is 30, expected a multiple of patch_size"),
+            (
+                "vision_config",
+                {"image_size": 30, "patch_size": 8},
+                "image_size is 30, expected a multiple of patch_size",
+            ),
             ("vision_config", {"hidden_size": 30, "num_attention_heads": 4}, "hidden_size is 30, expected a multiple"),
         ],
     )

@@ -132,10 +132,32 @@ class TestTwin:
         assert torch.equal(embeds[others], model.get_input_embeddings().weight[ids[others]])
 
 
+def test_learnable_positions_are_interpolated_alike_and_trained(tmp_path):
+    """For students that start from nothing."""
+    model, _ = tiny_videochat2()
+    config = model.config.vision_config
+    config.use_learnable_pos_emb = True
+    with torch.random.fork_rng():
+        tower = type(model.model.vision_tower)(config)
+    assert tower.pos_embed.shape == (1, 4 * 16, 32)
+    assert tower.pos_embed.std() > 0
+    tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
+    with torch.no_grad():
+        tower.pos_embed.copy_(sinusoid_positions(4, grid=4, dim=32, position_frames=4))
+    for frames in (1, 4, 7):
+        pixels = torch.randn(2, frames, 3, 32, 32)
+        torch.testing.assert_close(tower(pixels).last_hidden_state, model.model.vision_tower(pixels).last_hidden_state)
+    tower(torch.randn(1, 7, 3, 32, 32)).last_hidden_state.square().sum().backward()
+    assert (tower.pos_embed.grad.abs().sum(-1) > 0).all()
+    tower.save_pretrained(tmp_path)
+    assert torch.equal(type(tower).from_pretrained(tmp_path).pos_embed, tower.pos_embed)
+
+
 def test_stochastic_depth_grows_to_its_rate_and_rests_in_evaluation():
     model, processor = tiny_videochat2(qformer_drop_path_rate=0.5)
     rates = [
-        [m.rate for m in layer.modules() if type(m).__name__ == "DropPath"] for layer in model.model.qformer.encoder.layer
+        [m.rate for m in layer.modules() if type(m).__name__ == "DropPath"]
+        for layer in model.model.qformer.encoder.layer
     ]
     assert rates == [[], [0.25] * 3, [0.5] * 4]  # with cross-attention in layers 0 and 2
     assert model.state_dict().keys() == tiny_videochat2()[0].state_dict().keys()

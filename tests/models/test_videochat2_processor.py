@@ -1,5 +1,7 @@
 """VideoChat2's processor against independent arithmetic: prompt, pixels, frames, targets."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,12 @@ class TestPrompt:
         )
 
     def test_several_questions_and_an_empty_one(self, processor):
-        messages = [say("user", "", "image"), say("assistant", "A dog."), say("user", "Where?"), say("assistant", "In.")]
+        messages = [
+            say("user", "", "image"),
+            say("assistant", "A dog."),
+            say("user", "Where?"),
+            say("assistant", "In."),
+        ]
         assert processor.apply_chat_template(messages) == (
             "<s>[INST] <image> [/INST] A dog. </s> [INST] Where? [/INST] In. </s>"
         )
@@ -151,7 +158,7 @@ def test_middle_frames(total, number):
     """The middle of each of n parts whose borders numpy rounds down; a short video repeats its last frame."""
     parts = min(total, number)
     borders = np.linspace(0, total, parts + 1).astype(int)
-    expected = [(a + b - 1) // 2 for a, b in zip(borders[:-1], borders[1:], strict=True)]
+    expected = [(a + b - 1) // 2 for a, b in pairwise(borders)]
     assert middle_frames(total, number) == expected + [expected[-1]] * (number - parts)
 
 
@@ -226,9 +233,7 @@ class TestSaving:
             assert getattr(again, name) == getattr(processor, name)
         messages = [say("system", "look."), say("user", "What?", "video", "image")]
         arguments = {"videos": [clip(9, (20, 30))], "images": [Image.fromarray(clip()[0])], "return_tensors": "pt"}
-        ours, theirs = (
-            dict(p(text=p.apply_chat_template(messages), **arguments)) for p in (processor, again)
-        )
+        ours, theirs = (dict(p(text=p.apply_chat_template(messages), **arguments)) for p in (processor, again))
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), key

@@ -161,7 +161,8 @@ class TestTrainer:
         states = model.get_decoder()(input_ids=row["input_ids"][None]).last_hidden_state
         logits = model.lm_head(states)[0]
         expected = torch.nn.functional.cross_entropy(logits[:-1], row["labels"][1:], reduction="none")
-        torch.testing.assert_close(torch.tensor(scored[2]["reference_losses"]), expected[row["labels"][1:] != IGNORE])
+        expected = expected[row["labels"][1:] != IGNORE].tolist()
+        assert scored[2]["reference_losses"] == pytest.approx(expected, rel=1e-3)  # kept in half precision
         again = add_reference_losses(data, tuned(model), processor)
         assert again["reference_losses"][:] == scored["reference_losses"][:]
         assert again["reference_id"][:] == scored["reference_id"][:]
@@ -200,9 +201,7 @@ class TestAdapter:
     def test_checkpointing_reaches_the_tower_that_trains(self):
         model, processor = tiny_videochat2()
         model = tuned(model)
-        model.base_model.model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs={"use_reentrant": False}
-        )
+        model.base_model.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         calls = []
         tower = model.base_model.model.model.vision_tower
         tower.blocks[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))

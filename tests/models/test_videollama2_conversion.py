@@ -124,7 +124,7 @@ def write_chat(folder: Path, release: str, weights: dict | None = None, **change
 
 
 def write_base(folder: Path, release: str, **changes) -> tuple[Path, Path, Path, dict, dict]:
-    """A Base release, a language model and a tower. Returns the folders, and weights of connector and language model."""
+    """A Base release, a language model and a tower: their folders, weights of the connector and the language model."""
     model, _ = tiny_videollama2(release)
     tower = write_tower(folder / "tower", release)
     connector = {k: v for k, v in original_keys(model).items() if ".mm_projector." in k}
@@ -143,7 +143,7 @@ class TestChat:
         model = write_chat(tmp_path, release)
         again, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
         assert type(again) is VideoLlama2ForConditionalGeneration
-        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
         processor = AutoProcessor.from_pretrained(tmp_path)
         assert type(processor) is VideoLlama2Processor
@@ -287,13 +287,13 @@ class TestBase:
 
     def test_a_language_model_that_does_not_fit(self, tmp_path):
         base, language, tower, _, _ = write_base(tmp_path, "v2.1", hidden_size=64)
-        with pytest.raises(ValueError, match="hidden_size is 32, but the connector in .* was made for 64"):
+        with pytest.raises(ValueError, match=r"hidden_size is 32, but the connector in .* was made for 64"):
             load_base(base, str(language), str(tower))
 
     def test_a_vision_tower_that_does_not_fit(self, tmp_path):
         base, language, _, _, _ = write_base(tmp_path, "v2.1")
         other = write_tower(tmp_path / "other", "v2.1", tiny_vision_config("v2.1") | {"hidden_size": 48})
-        with pytest.raises(ValueError, match="mm_hidden_size is 24, but the vision tower .*other has 48"):
+        with pytest.raises(ValueError, match=r"mm_hidden_size is 24, but the vision tower .*other has 48"):
             load_base(base, str(language), str(other))
 
     def test_a_tower_with_keys_missing(self, tmp_path):
@@ -301,7 +301,7 @@ class TestBase:
         weights = load_file(tower / "model.safetensors")
         del weights["vision_model.post_layernorm.bias"]
         save_file(weights, tower / "model.safetensors", {"format": "pt"})
-        with pytest.raises(ValueError, match="missing: post_layernorm.bias"):
+        with pytest.raises(ValueError, match=r"missing: post_layernorm.bias"):
             load_base(base, str(language), str(tower))
 
     def test_a_folder_of_something_else(self, tmp_path):

@@ -116,6 +116,15 @@ def test_generates_several_sequences_a_prompt():
     assert len(beams) == 4
 
 
+def test_a_table_that_ends_before_the_placeholders_can_grow():
+    """What looks the prompt up in the scores needs rows for it."""
+    model, processor = tiny_videollama2("v2.0")
+    assert processor.video_token_id >= model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(len(processor.tokenizer))
+    out = model.eval().generate(**prompts(processor, "video"), max_new_tokens=2, repetition_penalty=1.2)
+    assert out.max() < len(processor.tokenizer)
+
+
 def test_features_computed_before_are_the_same(release):
     model, processor = tiny_videollama2(release)
     batch = tiny_rows_batch(processor, LENGTHS)
@@ -217,7 +226,7 @@ class TestBadInput:
         model, processor = tiny_videollama2("v2.0")
         batch = tiny_rows_batch(processor, [5])
         del batch["pixel_values_videos"]
-        with pytest.raises(ValueError, match="found 27 video placeholders .* but 0 visual tokens"):
+        with pytest.raises(ValueError, match=r"found 27 video placeholders .* but 0 visual tokens"):
             model(**batch)
 
     def test_frames_of_another_size(self):

@@ -165,7 +165,8 @@ def clip_folder(tmp_path) -> str:
 
 TEXTS = {
     "v2.1": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<video>\nWhat happens?<|im_end|>\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<video>\nWhat happens?<|im_end|>\n"
         "<|im_start|>assistant\nIt moves up.<|im_end|>\n<|im_start|>user\nIs it red?<|im_end|>\n"
         "<|im_start|>assistant\n(Yes), it is.<|im_end|>\n"
     ),
@@ -201,13 +202,12 @@ def test_a_system_message_takes_the_place_of_the_default(release):
     processor = tiny_processor(release)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it red?"}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert (
-        text
-        == {
-            "v2.1": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs it red?<|im_end|>\n<|im_start|>assistant\n",
-            "v2.0": "<s>[INST] Be brief.\n\nIs it red? [/INST]",
-        }[release]
-    )
+    expected = {
+        "v2.1": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs it red?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "v2.0": "<s>[INST] Be brief.\n\nIs it red? [/INST]",
+    }
+    assert text == expected[release]
 
 
 def test_apply_chat_template_reads_the_file(clip_folder):

@@ -28,6 +28,8 @@ class VideoChat2VisionConfig(PreTrainedConfig):
     Args:
         num_hidden_layers: blocks that exist and are run: 23 of UMT-L's 24 (the original's `return_index=-2`).
         position_frames: frames that the sinusoidal positions are made for; they are interpolated linearly to others.
+        use_learnable_pos_emb: positions are parameters, made for `position_frames` frames. The published towers have
+            sinusoids, whose fastest wave is too slow for the columns of a grid of few patches.
         layer_norm_eps: of the blocks.
         final_layer_norm_eps: of the norm behind the last block (the original's `vision_layernorm`).
     """
@@ -43,6 +45,7 @@ class VideoChat2VisionConfig(PreTrainedConfig):
     image_size: int = 224
     patch_size: int = 16
     position_frames: int = 4
+    use_learnable_pos_emb: bool = False
     hidden_act: str = "gelu"
     attention_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6

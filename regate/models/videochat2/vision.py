@@ -37,10 +37,15 @@ def sinusoid_positions(num_frames: int, grid: int, dim: int, position_frames: in
     pair_D = torch.arange(dim, dtype=torch.float64, device=device).div(2, rounding_mode="floor")
     angle_SD = position_S1 / 10000.0 ** (2 * pair_D / dim)
     table_SD = torch.where(torch.arange(dim, device=device) % 2 == 0, angle_SD.sin(), angle_SD.cos()).float()
+    return interpolate_positions(table_SD, frames, num_frames)
+
+
+def interpolate_positions(table_SD: Tensor, frames: int, num_frames: int) -> Tensor:
+    """A table of positions of `frames` frames, linearly interpolated over time to `num_frames`: [T * P, D]."""
     if num_frames == frames:
         return table_SD
-    table_CT = table_SD.view(frames, -1).T[None]  # [1, P * D, frames]
-    return nn.functional.interpolate(table_CT, size=num_frames, mode="linear")[0].T.reshape(-1, dim)
+    table_CT = table_SD.reshape(frames, -1).T[None]  # [1, P * D, frames]
+    return nn.functional.interpolate(table_CT, size=num_frames, mode="linear")[0].T.reshape(-1, table_SD.shape[-1])
 
 
 def eager_attention(
@@ -156,6 +161,9 @@ class VideoChat2VisionModel(PreTrainedModel):
     def __init__(self, config: VideoChat2VisionConfig) -> None:
         super().__init__(config)
         self.patch_embed = VideoChat2PatchEmbed(config)
+        if config.use_learnable_pos_emb:
+            positions = config.position_frames * (config.image_size // config.patch_size) ** 2
+            self.pos_embed = nn.Parameter(torch.zeros(1, positions, config.hidden_size))
         self.blocks = nn.ModuleList(VideoChat2VisionBlock(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.post_init()
@@ -166,9 +174,20 @@ class VideoChat2VisionModel(PreTrainedModel):
         if isinstance(module, VideoChat2VisionAttention):
             init.zeros_(module.q_bias)
             init.zeros_(module.v_bias)
+        elif isinstance(module, VideoChat2VisionModel) and self.config.use_learnable_pos_emb:
+            init.trunc_normal_(module.pos_embed, std=self.config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed
+
+    def _positions(self, num_frames: int, device: Any) -> Tensor:
+        """Positions of a clip's tokens, [T * P, D]."""
+        config, grid = self.config, self.config.image_size // self.config.patch_size
+        if not config.use_learnable_pos_emb:
+            return sinusoid_positions(num_frames, grid, config.hidden_size, config.position_frames, device)
+        if num_frames == 1:
+            return self.pos_embed[0, : grid * grid]
+        return interpolate_positions(self.pos_embed[0], config.position_frames, num_frames)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -192,10 +211,7 @@ class VideoChat2VisionModel(PreTrainedModel):
                 f"{', '.join(map(str, expected))}] with at least one of each. Is the processor the model's own?"
             )
         hidden_NSD = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))
-        grid, frames = size // self.config.patch_size, pixel_values.shape[1]
-        positions_SD = sinusoid_positions(
-            frames, grid, self.config.hidden_size, self.config.position_frames, hidden_NSD.device
-        )
+        positions_SD = self._positions(pixel_values.shape[1], hidden_NSD.device)
         hidden_NSD = hidden_NSD + positions_SD.to(hidden_NSD.dtype)
         for block in self.blocks:
             hidden_NSD = block(hidden_NSD, **kwargs)

@@ -64,8 +64,8 @@ class VideoLlama2Config(PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     projector_type: str = "stc_connector_v35"
     num_frames: int = 16
     vision_feature_layer: int = -2
@@ -76,7 +76,7 @@ class VideoLlama2Config(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         projector_padding(self.projector_type)
-        vision: Any = self.vision_config
+        vision = self.vision_config
         if vision.model_type not in VISION_TYPES:
             raise ValueError(
                 f"vision_config.model_type is {vision.model_type!r}, expected one of {', '.join(VISION_TYPES)}"
@@ -94,7 +94,7 @@ class VideoLlama2Config(PreTrainedConfig):
     @property
     def patches_per_side(self) -> int:
         """Patches along one side of a frame."""
-        vision: Any = self.vision_config
+        vision = self.vision_config
         return vision.image_size // vision.patch_size
 
     def visual_tokens(self, frames: int | None = None) -> int:

@@ -128,8 +128,7 @@ def _base_config(folder: Path, language_model: str, vision_tower: str) -> VideoL
             f"{path}: model_type is {release.get('model_type')!r}, expected videollama2_qwen2 or videollama2_mistral"
         )
     config = VideoLlama2Config.from_dict(translate_config(release | {"mm_vision_tower": vision_tower}))
-    theirs: Any = config.text_config
-    text = AutoConfig.from_pretrained(language_model)
+    theirs, text = config.text_config, AutoConfig.from_pretrained(language_model)
     for field in ("model_type", "hidden_size"):
         if getattr(text, field) != getattr(theirs, field):
             raise ValueError(

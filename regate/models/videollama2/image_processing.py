@@ -23,7 +23,7 @@ def pad_to_square(image_CHW: np.ndarray, mean: Sequence[float]) -> np.ndarray:
     return square
 
 
-class SquareKwargs(ImagesKwargs, total=False):
+class SquareKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """do_pad_to_square (bool): pad images to squares before they are resized, as in training."""
 
     do_pad_to_square: bool | None

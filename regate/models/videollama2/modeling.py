@@ -56,7 +56,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ("RegStageBlock",)  # the tower's and the decoder's layers are added by transformers
+    _no_split_modules: set[str] = {"RegStageBlock"}  # noqa: RUF012 (transformers adds the tower's and the decoder's)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_flash_attn = True
     _supports_sdpa = True

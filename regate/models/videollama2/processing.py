@@ -86,7 +86,6 @@ def build_processor(
     Raises:
         ValueError: the tokenizer's markers have other ids than the configuration says.
     """
-    text: Any = config.text_config
     add_markers(tokenizer)
     for field, token in (("image_token_id", IMAGE), ("video_token_id", VIDEO)):
         if getattr(config, field) != _token_id(tokenizer, token):
@@ -96,15 +95,15 @@ def build_processor(
                 "when you load the model"
             )
     pixels = _pixel_settings(config.vision_config) | {"do_pad_to_square": image_aspect_ratio == "pad"}
-    template = chat_template or TEMPLATES.get(text.model_type)
+    kind = config.text_config.model_type
+    template = chat_template or TEMPLATES.get(kind)
     if template is None:
-        raise ValueError(f"found no chat template for {text.model_type}, expected one: pass chat_template")
-    vision: Any = config.vision_config
+        raise ValueError(f"found no chat template for a language model {kind}, expected one: pass chat_template")
     return VideoLlama2Processor(
         VideoLlama2ImageProcessor(**pixels),
         tokenizer,
         VideoLlama2VideoProcessor(**pixels, num_frames=config.num_frames),
-        patch_size=vision.patch_size,
+        patch_size=config.vision_config.patch_size,
         projector_type=config.projector_type,
         num_frames=config.num_frames,
         chat_template=template,

@@ -22,7 +22,7 @@ from regate.models.videollama2.image_processing import VideoLlama2ImageProcessor
 Clip = str | np.ndarray  # a path, or frames [T, H, W, 3]
 
 
-class SquareVideosKwargs(VideosKwargs, total=False):
+class SquareVideosKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
     """do_pad_to_square (bool): pad frames to squares before they are resized, as in training."""
 
     do_pad_to_square: bool | None
