@@ -166,7 +166,10 @@ class Preparation:
             told = self.turns_loss(batch, self.inputs(batch, [pool.scripts[i] for i in chosen]))
             return text_loss + told, {"text": text_loss.item(), "told": told.item()}
 
-        self._run("language", [self.model.model.language_model], loss_at, lambda: self.scores(scripts=True))
+        backbone, head = [self.model.model.language_model], self.model.get_output_embeddings()
+        if head.weight is not self.model.get_input_embeddings().weight:
+            backbone.append(head)
+        self._run("language", backbone, loss_at, lambda: self.scores(scripts=True))
 
     def turns_loss(self, batch: Batch, inputs: dict[str, Any]) -> torch.Tensor:
         """Mean over all targets, plus the mean over answers to attribute questions: few tokens, and hard to learn."""

@@ -89,7 +89,8 @@ class VideoChat2(Family):
             num_image_tokens=FRAMES * size.image_seq_length,
         )
 
-    def config(self, tokenizer: PreTrainedTokenizerFast, size: VideoChat2Size) -> VideoChat2Config:
+    def config(self, tokenizer: PreTrainedTokenizerFast, size: StudentSize) -> VideoChat2Config:
+        assert isinstance(size, VideoChat2Size), "the size of another family"
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         vision = VideoChat2VisionConfig(
             hidden_size=size.vision_hidden_size,

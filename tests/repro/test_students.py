@@ -299,6 +299,7 @@ def test_preparation_trains_what_each_stage_says(family, prepared):
     fresh = family.build(prepared.processor.tokenizer, prepared.config.size, TINY.seed).state_dict()
     changed = {k.split(".")[1] for k, v in prepared.model.state_dict().items() if not torch.equal(v, fresh[k])}
     assert changed >= {"language_model", "vision_tower", "multi_modal_projector"}
+    assert not torch.equal(prepared.model.lm_head.weight, fresh["lm_head.weight"])
     for stage in ("language", "sight", "align"):
         assert [p["step"] for p in prepared.curves[stage]] == [2, 4]
     assert set(prepared.scores(scripts=False)) == {"caption", "attribute", "blind_caption", "blind_attribute"}
