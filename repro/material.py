@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +111,8 @@ class Material:
     def questions(self) -> tuple[list[Choice], str]:
         """The MVBench twin's questions with their clips, and a fingerprint of questions and order."""
         tasks = self.data.tasks
-        folder = self._folder("mvbench", f"{len(tasks)}x{self.data.questions_per_task}", self.data.seed)
+        asked = f"{zlib.crc32(' '.join(tasks).encode()):08x}"
+        folder = self._folder("mvbench", asked, self.data.questions_per_task, self.data.seed)
         mvbench.write(folder, per_task=self.data.questions_per_task, seed=self.data.seed, tasks=tasks)
         questions = mvbench.questions(folder)
         choices = [

@@ -15,19 +15,24 @@ STUDENTS = ("internvl", "videollama2", "videochat2")
 SCALES = ("micro",)
 
 
-SEEN = (
+_SEEN = (
     "moving_direction", "action_antonym", "moving_attribute", "state_change", "scene_transition", "moving_count",
     "object_interaction", "fine_grained_pose", "episodic_reasoning",
 )  # fmt: skip
-"""Subtasks of the twin on which the prepared InternVL beats a guesser before any fine-tuning; `make world-check` holds
+SEEN: dict[str, tuple[str, ...]] = {
+    "internvl": _SEEN,
+    "videollama2": tuple(task for task in _SEEN if task != "fine_grained_pose"),
+    "videochat2": _SEEN,
+}
+"""Subtasks of the twin on which a prepared student beats a guesser before any fine-tuning; `make world-check` holds
 it so, on validation scenes. On the others a micro student guesses, and a comparison of methods says nothing."""
 
-TRAINING: dict[str, dict[str, Any]] = {
+TUNING: dict[str, dict[str, Any]] = {
     "internvl": {},
-    "videollama2": {"tuning": {"freeze": ["vision_tower"]}},
-    "videochat2": {"tuning": {"lora": {"r": 16, "alpha": 32, "dropout": 0.1}}, "learning_rate": 2e-3},
+    "videollama2": {"freeze": ["vision_tower"]},
+    "videochat2": {"lora": {"r": 16, "alpha": 32, "dropout": 0.1}},
 }
-"""Fields of a recipe that each student's way of training sets."""
+"""What trains of each student, as its paper has it (repro.tuning); all else is the same for all."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Data:
     train: int = 2560
     validation: int = 256
     seed: int = 0
-    tasks: tuple[str, ...] = SEEN
+    tasks: tuple[str, ...] = _SEEN
     questions_per_task: int = 100
 
 
@@ -81,9 +86,13 @@ class Recipe:
 _GATE = {"keep_ratio": 0.5, "lambda_": 0.5, "beta": 0.9, "gate_warmup_steps": 16, "cycle": 60, "dense_steps": 8}
 
 
+def _of(student: str) -> dict[str, Any]:
+    return {"tuning": TUNING[student], "data": Data(tasks=SEEN[student])}
+
+
 def stock(student: str = "internvl", seed: int = 0, **changes: Any) -> Recipe:
     """Baseline: transformers' own Trainer, dense, all logits. Two cores: about 2 minutes."""
-    return Recipe("4", student, "stock", seed, **TRAINING[student] | changes)
+    return Recipe("4", student, "stock", seed, **_of(student) | changes)
 
 
 def dense(student: str = "internvl", seed: int = 0, **changes: Any) -> Recipe:
@@ -91,7 +100,7 @@ def dense(student: str = "internvl", seed: int = 0, **changes: Any) -> Recipe:
 
     Expected: the baseline's losses and scores up to rounding; only time, FLOPs and memory differ.
     """
-    fields = {"gate": {"policy": "dense"}, "trace_samples": _traced(seed), **TRAINING[student], **changes}
+    fields = _of(student) | {"gate": {"policy": "dense"}, "trace_samples": _traced(seed)} | changes
     return Recipe("4", student, "dense", seed, **fields)
 
 
@@ -100,7 +109,7 @@ def regate(student: str = "internvl", seed: int = 0, **changes: Any) -> Recipe:
 
     Expected from the paper: the baseline's score or better with about 41 % fewer supervised tokens.
     """
-    fields = {"gate": _GATE | {"policy": "regate"}, "trace_samples": _traced(seed), **TRAINING[student], **changes}
+    fields = _of(student) | {"gate": _GATE | {"policy": "regate"}, "trace_samples": _traced(seed)} | changes
     return Recipe("4", student, "regate", seed, **fields)
 
 

@@ -9,6 +9,7 @@ must fit: a missing, unexpected or misshaped one is an error. No published file 
 hand. Tests write the same layout at a tiny size.
 """
 
+import logging
 import pickle
 import re
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,8 @@ from regate.models.videochat2.modeling import VideoChat2ForConditionalGeneration
 from regate.models.videochat2.pixels import VideoChat2ImageProcessor, VideoChat2VideoProcessor
 from regate.models.videochat2.processing import IMAGE_TOKEN, VIDEO_TOKEN, VideoChat2Processor
 from regate.models.videochat2.tuning import TARGETS, add_lora
+
+logger = logging.getLogger(__name__)
 
 # The original's names -> ours, all rules in turn.
 _RENAME = (
@@ -117,10 +120,19 @@ def load_processor(language_model: str | Path, qformer_tokenizer: str | Path, **
         qformer_tokenizer: a folder with the tokenizer of bert-base-uncased; `[DEC]` is added to it.
         kwargs: of `VideoChat2Processor`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(_existing(language_model))
+    tokenizer = AutoTokenizer.from_pretrained(_existing(language_model), mistral_format=False)
     tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN, IMAGE_TOKEN]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    behind, alone = tokenizer.tokenize(f"{VIDEO_TOKEN}</Video>")[1:], tokenizer.tokenize("</Video>")
+    if behind != alone:
+        logger.warning(
+            "%s: text behind a visual token becomes %s, by itself %s. The original's training saw the latter; use the "
+            "tokenizer.json that Mistral-7B-Instruct-v0.2 had then.",
+            language_model,
+            behind,
+            alone,
+        )
     reader = AutoTokenizer.from_pretrained(_existing(qformer_tokenizer), truncation_side="left")
     reader.add_special_tokens({"bos_token": "[DEC]"})
     return VideoChat2Processor(VideoChat2ImageProcessor(), tokenizer, reader, VideoChat2VideoProcessor(), **kwargs)

@@ -66,7 +66,7 @@ class VideoChat2VideoProcessor(VideoProcessorMixin, VideoChat2ImageProcessor):
     """Videos -> `pixel_values_videos` float32 [videos, T, 3, H, W].
 
     A video is an array of frames [T, H, W, 3], of which `num_frames` are taken by `middle_frames` unless
-    `do_sample_frames` is False; or a file, or a folder of frames.
+    `do_sample_frames` is False; or a file, or a folder of frames, of which they are always taken.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values_videos"]
@@ -82,7 +82,8 @@ class VideoChat2VideoProcessor(VideoProcessorMixin, VideoChat2ImageProcessor):
     ) -> tuple[list[np.ndarray], list[VideoMetadata]]:
         videos = make_batched_videos(videos)
         if not videos or isinstance(videos[0], (str, Path)):
-            return self.fetch_videos(videos)
+            number = sample_indices_fn.keywords["num_frames"] if sample_indices_fn else self.num_frames
+            return _load(videos, number)
         empty = [i for i, video in enumerate(videos) if len(video) == 0]
         if empty:
             raise ValueError(f"video {empty[0]} has 0 frames, expected at least 1")
@@ -92,21 +93,6 @@ class VideoChat2VideoProcessor(VideoProcessorMixin, VideoChat2ImageProcessor):
                 known.frames_indices = sample_indices_fn(known)
                 videos[i] = video[known.frames_indices]
         return videos, metadata
-
-    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> tuple[list, list]:
-        """Reads files and folders; `regate.media.MediaError` names one that cannot be read."""
-        paths = [video_url_or_urls] if isinstance(video_url_or_urls, (str, Path)) else video_url_or_urls
-        loaded = [load_video(path, self.num_frames, choose=middle_frames) for path in paths]
-        metadata = [
-            VideoMetadata(
-                total_num_frames=video.total,
-                fps=video.fps,
-                duration=video.total / video.fps if video.fps else None,
-                frames_indices=np.array(video.indices),
-            )
-            for video in loaded
-        ]
-        return [video.frames for video in loaded], metadata
 
     def _prepare_input_videos(self, videos: Any, do_convert_rgb: Any = None, **kwargs: Any) -> list[list[np.ndarray]]:
         """Frames uint8 [3, H, W] of each video."""
@@ -118,3 +104,18 @@ class VideoChat2VideoProcessor(VideoProcessorMixin, VideoChat2ImageProcessor):
         flat = iter(frames["pixel_values"])
         pixels = [np.stack([next(flat) for _ in video]) for video in videos]
         return BatchFeature({"pixel_values_videos": pixels}, tensor_type=return_tensors)
+
+
+def _load(paths: list[str | Path], num_frames: int) -> tuple[list[np.ndarray], list[VideoMetadata]]:
+    """Frames [T, H, W, 3] of files and folders; `regate.media.MediaError` names one that cannot be read."""
+    loaded = [load_video(path, num_frames, choose=middle_frames) for path in paths]
+    metadata = [
+        VideoMetadata(
+            total_num_frames=video.total,
+            fps=video.fps,
+            duration=video.total / video.fps if video.fps else None,
+            frames_indices=np.array(video.indices),
+        )
+        for video in loaded
+    ]
+    return [video.frames for video in loaded], metadata

@@ -56,10 +56,9 @@ def register() -> None:
     AutoModel.register(VideoLlama2Config, VideoLlama2Model, exist_ok=True)
     for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto.register(VideoLlama2Config, VideoLlama2ForConditionalGeneration, exist_ok=True)
-    AutoImageProcessor.register(
-        VideoLlama2Config, image_processor_classes={"pil": VideoLlama2ImageProcessor}, exist_ok=True
-    )
-    # "torchvision" is the only kind that AutoVideoProcessor asks for; this one does not use it.
+    # Both backends are PIL and numpy: transformers asks for "torchvision" by default, and warns where there is none.
+    images = {backend: VideoLlama2ImageProcessor for backend in ("torchvision", "pil")}
+    AutoImageProcessor.register(VideoLlama2Config, image_processor_classes=images, exist_ok=True)
     AutoVideoProcessor.register(
         VideoLlama2Config, video_processor_classes={"torchvision": VideoLlama2VideoProcessor}, exist_ok=True
     )
