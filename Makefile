@@ -7,11 +7,14 @@ STUDENTS ?= internvl,videollama2,videochat2
 SCALE ?= micro
 RUNS ?= runs
 comma := ,
+# SCALE=paper takes WEIGHTS= and DATA= (with several students STUDENT=PATH,STUDENT=PATH), GPUS=, ENGINE=fsdp2|zero3
+PAPER = $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(DATA),--data $(DATA)) $(if $(MEDIA_ROOT),--media-root $(MEDIA_ROOT)) \
+	$(if $(GPUS),--gpus $(GPUS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(REHEARSE),--rehearse $(REHEARSE))
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup test check types repro-table4 world-check students example keep tables figures
+.PHONY: help setup test check types repro-table4 plan world-check students example keep tables figures
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,7 +40,10 @@ types: setup
 	$(BIN)/mypy
 
 repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen, narrow or move it
-	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS)
+	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS) $(PAPER)
+
+plan: setup ## memory, tokens, FLOPs and saving of the paper-scale runs; GPUS=4 MEMORY=80
+	$(BIN)/python -m repro plan $(RECIPE) --gpus $(or $(GPUS),4) --memory $(or $(MEMORY),80)
 
 world-check: setup ## can gates differ in the embedded world? exits 1 if not
 	$(BIN)/python -m repro world-check --runs $(RUNS)

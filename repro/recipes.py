@@ -12,7 +12,7 @@ from eval.world import WORLD_VERSION
 from regate.gate import METHOD_VERSION
 
 STUDENTS = ("internvl", "videollama2", "videochat2")
-SCALES = ("micro",)
+SCALES = ("micro", "paper")
 
 
 _SEEN = (

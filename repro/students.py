@@ -68,7 +68,7 @@ def export(preparation: Preparation, output: Path, machine: dict[str, Any]) -> d
         "seconds": preparation.seconds,
         "stage_commits": preparation.origin,  # with a + where files had changed since
         "curves": preparation.curves,
-        "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
+        "files": {str(f.relative_to(part)): sha256(f) for f in sorted(part.rglob("*")) if f.is_file()},
     }
     (part / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(output, ignore_errors=True)

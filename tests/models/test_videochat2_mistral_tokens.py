@@ -8,9 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from regate.data import ConversationEncoder
-from regate.models.videochat2 import VideoChat2Processor
+from regate.models.videochat2 import VideoChat2Processor, load_processor
 from tests.media_files import write_video
-from tests.models.tiny_videochat2 import tiny_processor
+from tests.models.tiny_videochat2 import tiny_processor, tiny_qformer_tokenizer
 
 CONVERSATIONS = [
     ("Watch the video.", [("What happens?", "A ball moves."), ("And then?", "It falls, I think.")]),
@@ -105,3 +105,11 @@ def test_targets_are_the_answers(scheme, instruction, pairs, tmp_path):
     targets = row["labels"][row["labels"] != -100]
     assert tokenizer.decode(targets).split() == " ".join(f"{answer} </s>" for _, answer in pairs).split()
     assert targets[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("scheme", ["prepend", "first"])
+def test_a_tokenizer_of_another_make_is_told(scheme, tmp_path, caplog):
+    mistral_like(scheme).save_pretrained(tmp_path / "mistral")
+    tiny_qformer_tokenizer().save_pretrained(tmp_path / "bert")
+    load_processor(tmp_path / "mistral", tmp_path / "bert")
+    assert ("text behind a visual token becomes" in caplog.text) == (scheme == "first")

@@ -149,6 +149,8 @@ class TestPixels:
         expected = [(20 + 200 * i // 11) / 255 for i in (1, 4, 7, 10)]
         np.testing.assert_allclose(greys, expected, atol=0.02)
         assert (inputs["input_ids"] == processor.video_token_id).sum() == 8
+        fewer = processor.video_processor(str(path), num_frames=2, return_tensors="pt")["pixel_values_videos"]
+        assert fewer.shape == (1, 2, 3, SIZE, SIZE)
         with pytest.raises(MediaError, match="nothing\\.mp4: found no such file"):
             processor.video_processor(str(tmp_path / "nothing.mp4"))
 

@@ -165,7 +165,7 @@ def test_missing_student_names_the_command(tmp_path):
 
 
 def test_command_line_refuses_what_it_does_not_know():
-    for extra in (["--students", "gpt"], ["--scale", "paper"]):
+    for extra in (["--students", "gpt"], ["--scale", "huge"]):
         done = subprocess.run(
             [sys.executable, "-m", "repro", "table4", *extra], capture_output=True, text=True, cwd=ROOT, check=False
         )

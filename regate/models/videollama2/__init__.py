@@ -57,7 +57,7 @@ def register() -> None:
     for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto.register(VideoLlama2Config, VideoLlama2ForConditionalGeneration, exist_ok=True)
     # Both backends are PIL and numpy: transformers asks for "torchvision" by default, and warns where there is none.
-    images = {backend: VideoLlama2ImageProcessor for backend in ("torchvision", "pil")}
+    images = dict.fromkeys(("torchvision", "pil"), VideoLlama2ImageProcessor)
     AutoImageProcessor.register(VideoLlama2Config, image_processor_classes=images, exist_ok=True)
     AutoVideoProcessor.register(
         VideoLlama2Config, video_processor_classes={"torchvision": VideoLlama2VideoProcessor}, exist_ok=True
