@@ -46,7 +46,8 @@ plan: setup ## memory, tokens, FLOPs and saving of the paper-scale runs; GPUS=4 
 	$(BIN)/python -m repro plan $(RECIPE) --gpus $(or $(GPUS),4) --memory $(or $(MEMORY),80)
 
 world-check: setup ## can gates differ in the embedded world? exits 1 if not
-	$(BIN)/python -m repro world-check --runs $(RUNS)
+	for student in $(subst $(comma), ,$(STUDENTS)); do \
+		$(BIN)/python -m repro world-check --student $$student --runs $(RUNS) || exit 1; done
 
 students: setup ## the prepared students; REBUILD=1 makes them anew
 	$(BIN)/python -m repro.students --student $(subst $(comma), ,$(STUDENTS)) $(if $(REBUILD),--rebuild)

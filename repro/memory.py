@@ -127,8 +127,8 @@ def layer_saved(layer: Layer, mask_bytes: int = 1) -> int:
     (2F each). Norms on q and k (Qwen3) keep fp32 input, bf16 vector and one number a head: 6A + 6K + 4H + 4G.
 
     Adapters on frozen weights: frozen maps and norms keep neither inputs nor products (8D + 8, 6F, and 4A + 4K of the
-    norms on q and k); each of the seven adapters keeps its dropped-out input (2 a width), the mask (``mask_bytes`` a width: 1 on CUDA, 2 on the CPU) and r
-    numbers (2r). Widths: D for q, k, v, gate, up; A for o; F for down.
+    norms on q and k); each of the seven adapters keeps its dropped-out input (2 a width), the mask (``mask_bytes`` a
+    width: 1 on CUDA, 2 on the CPU) and r numbers (2r). Widths: D for q, k, v, gate, up; A for o; F for down.
     """
     d, f, a, k = layer.hidden, layer.intermediate, layer.heads * layer.head_size, layer.kv_heads * layer.head_size
     attention = 4 * a + 4 * k + 4 * layer.heads

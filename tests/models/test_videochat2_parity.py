@@ -4,12 +4,7 @@ import pytest
 import torch
 from transformers import InstructBlipQFormerModel, MistralConfig
 
-from regate.models.videochat2 import (
-    VideoChat2Config,
-    VideoChat2ForConditionalGeneration,
-    VideoChat2VisionConfig,
-    add_lora,
-)
+from regate.models.videochat2 import VideoChat2Config, VideoChat2ForConditionalGeneration, add_lora
 from regate.models.videochat2.vision import sinusoid_positions
 from tests.models import videochat2_twin as twin
 from tests.models.tiny_videochat2 import tiny_videochat2, videochat2_rows
@@ -135,27 +130,6 @@ class TestTwin:
         torch.testing.assert_close(embeds[seats], features)
         others = [i for i in range(1, len(ids)) if i not in seats]
         assert torch.equal(embeds[others], model.get_input_embeddings().weight[ids[others]])
-
-
-def test_learnable_positions_are_interpolated_alike_and_trained(tmp_path):
-    """For students that start from nothing."""
-    model, _ = tiny_videochat2()
-    config = VideoChat2VisionConfig(**model.config.vision_config.to_dict() | {"use_learnable_pos_emb": True})
-    with torch.random.fork_rng():
-        tower = type(model.model.vision_tower)(config)
-    assert tower.pos_embed.shape == (1, 4 * 16, 32)
-    assert tower.pos_embed.std() > 0
-    tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
-    with torch.no_grad():
-        tower.pos_embed.copy_(sinusoid_positions(4, grid=4, dim=32, position_frames=4))
-    for frames in (1, 4, 7):
-        pixels = torch.randn(2, frames, 3, 32, 32)
-        torch.testing.assert_close(tower(pixels).last_hidden_state, model.model.vision_tower(pixels).last_hidden_state)
-    seen = tower(torch.randn(1, 7, 3, 32, 32)).last_hidden_state
-    (seen * torch.randn(seen.shape)).sum().backward()
-    assert (tower.pos_embed.grad.abs().sum(-1) > 0).all()
-    tower.save_pretrained(tmp_path)
-    assert torch.equal(type(tower).from_pretrained(tmp_path).pos_embed, tower.pos_embed)
 
 
 def test_stochastic_depth_grows_to_its_rate_and_rests_in_evaluation():

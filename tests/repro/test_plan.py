@@ -224,7 +224,7 @@ class TestFlops:
 
     def test_meta_counts_what_the_cpu_computes(self):
         """The vision path of a tiny InternVL: same FLOPs eagerly on the CPU, and no scores among what is kept."""
-        model, processor = tiny_model("internvl")
+        model, _ = tiny_model("internvl")
         pixels = torch.randn(2, 3, 32, 32)
 
         def look(device: str):
