@@ -48,6 +48,16 @@ class Launch:
         """Where the conversations with their reference losses go: all methods train on the same rows."""
         return self.runs / "paper" / self.student / "scored"
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the launch is made from, to be compared with what an earlier one was."""
+        return {"weights": str(self.weights.absolute()), "data": str(self.data.absolute())}
+
+    @property
+    def origin(self) -> Path:
+        """Where ``inputs`` are noted."""
+        return self.scored.parent / "launch.json"
+
     def reference_command(self) -> list[str]:
         """Scores the data with the student's own backbone, each GPU a share; goes on where it was stopped."""
         recipe = recipe_of(f"{self.student}-regate")
@@ -171,6 +181,7 @@ def prepared(
         recipe.accumulation(gpus, launch.micro_batch or recipe.micro_batch)
         check_weights(student, launch.weights)
         check_data(launch.data, launch.media_root)
+        check_scored(launch)
         launches.append(launch)
     return launches
 
@@ -199,7 +210,7 @@ def check_weights(student: str, path: Path) -> None:
     """LaunchError unless ``path`` is a folder with the configuration and weights of this student and a processor."""
     from transformers import AutoConfig
 
-    import regate.models  # noqa: F401 - the Auto classes know our students
+    from regate.commands import load_processor  # makes the Auto classes know our students
 
     if not (path / "config.json").is_file():
         raise LaunchError(
@@ -207,6 +218,10 @@ def check_weights(student: str, path: Path) -> None:
         )
     if not any(found for pattern in _WEIGHTS for found in path.glob(pattern)):
         raise LaunchError(f"weights of {student}: {path} holds none of {', '.join(_WEIGHTS)}")
+    for index in path.glob("*.index.json"):
+        parts = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(part for part in parts if not (path / part).is_file()):
+            raise LaunchError(f"weights of {student}: {index} names {', '.join(missing)}, which are not there")
     expected = type(recipe_of(f"{student}-regate").architecture.config()).model_type
     try:
         kind = AutoConfig.from_pretrained(path).model_type
@@ -214,6 +229,20 @@ def check_weights(student: str, path: Path) -> None:
         raise LaunchError(f"weights of {student}: {path}/config.json cannot be read: {error}") from error
     if kind != expected:
         raise LaunchError(f"weights of {student}: {path} is a {kind} model, expected {expected}")
+    load_processor(str(path))
+
+
+def check_scored(launch: Launch) -> None:
+    """LaunchError where the scored rows of an earlier launch are of other weights or data."""
+    if not launch.origin.exists():
+        return
+    before, now = json.loads(launch.origin.read_text()), launch.inputs
+    if changed := [
+        f"{what} were {before.get(what)}, are {path}" for what, path in now.items() if before.get(what) != path
+    ]:
+        raise LaunchError(
+            f"{launch.scored.parent} holds another launch ({'; '.join(changed)}): move it away, or choose another runs"
+        )
 
 
 def check_data(path: Path, media_root: Path | None) -> int:
@@ -232,11 +261,12 @@ def _score(launch: Launch, run: Callable[[list[str]], int]) -> int:
     if (launch.scored / "state.json").exists():
         print(f"{launch.student}: scored data are there, {launch.scored}")
         return 0
+    launch.origin.parent.mkdir(parents=True, exist_ok=True)
+    launch.origin.write_text(json.dumps(launch.inputs, indent=1))
     began = time.monotonic()
     code = run(launch.reference_command())
     note = launch.scored.parent / "reference-seconds.json"
     before = json.loads(note.read_text()) if note.exists() else []
-    launch.scored.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps([*before, round(time.monotonic() - began, 1)]))
     return code
 
@@ -252,7 +282,10 @@ def _train(launch: Launch, recipe: PaperRecipe, run: Callable[[list[str]], int])
 
 def _run(command: list[str]) -> int:
     print(f"$ {shlex.join(command)}", flush=True)
-    return subprocess.run(command, check=False).returncode
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
 
 
 def _visible_gpus() -> int:

@@ -33,6 +33,17 @@ from regate.models.videochat2 import (
 from repro.families.family import Family, StudentSize, world_bpe
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+# The published layout without the spaces beside its markers, which the micro tokenizer would swallow: the same tokens.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set text = message['content'] if message['content'] is string else "
+    "message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ text + eos_token }}{% endgeneration %}"
+    "{% else %}{% if message['content'] is not string %}{% for content in message['content'] %}"
+    "{% if content['type'] in ('image', 'video') %}{{ '[INST]<' + content['type'] + '>[/INST]' }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if text %}{{ '[INST]' + text + '[/INST]' }}{% endif %}{% endif %}{% endfor %}"
+)
 MARKERS = ("[INST]", "[/INST]", "<Video>", "</Video>", "<Image>", "</Image>", "<video>", "<image>")
 FRAMES = 8
 POSITION_STD = 2.0  # above what the first layer makes of a patch: a query finds its seat whatever is shown there
@@ -63,7 +74,7 @@ class VideoChat2(Family):
     size = VideoChat2Size()
 
     def tokenizer(self, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-        """Its markers swallow the spaces beside them, which the template writes around each."""
+        """Its markers swallow the spaces beside them, as the published template writes them."""
         specials = [AddedToken(t, special=True, normalized=False) for t in (UNK, BOS)]
         specials.append(AddedToken(EOS, special=True, normalized=False, lstrip=True))
         specials += [AddedToken(t, special=True, normalized=False, lstrip=True, rstrip=True) for t in MARKERS]
@@ -87,6 +98,7 @@ class VideoChat2(Family):
             qformer_tokenizer(),
             VideoChat2VideoProcessor(size=square, num_frames=FRAMES),
             num_image_tokens=FRAMES * size.image_seq_length,
+            chat_template=CHAT_TEMPLATE,
         )
 
     def config(self, tokenizer: PreTrainedTokenizerFast, size: StudentSize) -> VideoChat2Config:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from regate.accounting import read_steps
 from regate.cli import Reference
@@ -36,7 +36,8 @@ MODELS = {
 }
 # What a rank runs in place of repro.paper_run: the same, but accelerate is kept from forgetting FSDP on the CPU.
 SHARDED = """
-import sys
+import shutil, sys
+from pathlib import Path
 import torch
 from accelerate import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
@@ -49,7 +50,7 @@ arguments, trainer = paper_run.training_arguments, paper_run.trainer_of
 class Check(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         assert all(isinstance(p, DTensor) for p in model.parameters()), "not sharded"
-        print("SHARDED", sum(type(m).__name__.startswith("FSDP") for m in model.modules()))
+        print("SHARDED", flush=True)
 
 def training_arguments(*args):
     made = arguments(*args)
@@ -63,6 +64,14 @@ def trainer_of(*args):
 
 paper_run.training_arguments, paper_run.trainer_of = training_arguments, trainer_of
 paper_run._engine = lambda cpu: "fsdp2"
+folder = Path(sys.argv.pop(1))
+assert paper_run.main() == 0
+state = PartialState()
+state.wait_for_everyone()
+if state.is_main_process:  # as after a kill between two checkpoints
+    shutil.move(folder / "final", folder / "first")
+    shutil.rmtree(folder / "checkpoint-4")
+state.wait_for_everyone()
 sys.exit(paper_run.main())
 """
 
@@ -233,6 +242,24 @@ class TestRefusals:
         monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None if name == "peft" else name)
         assert "package peft is not installed" in self.refused(capsys, students=["videochat2"])
 
+    def test_a_part_of_the_weights_is_missing(self, place, capsys, tmp_path):
+        shutil.copytree(place / "internvl", tmp_path / "internvl")
+        index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+        (tmp_path / "internvl" / "model.safetensors.index.json").write_text(json.dumps(index))
+        paths = {"weights": str(tmp_path / "internvl"), "data": str(place / "data" / "train.json")}
+        assert "names model-00002-of-00002.safetensors" in self.refused(capsys, **paths)
+        (tmp_path / "internvl" / "model.safetensors.index.json").unlink()
+        (tmp_path / "internvl" / "tokenizer.json").unlink()
+        assert "cannot be loaded as a multimodal model" in self.refused(capsys, **paths)
+
+    def test_an_earlier_launch_of_other_weights(self, place, capsys, tmp_path):
+        """Scored rows are reused by all methods: they must be of these weights. Its first command fails here."""
+        paths = {"weights": str(place / "internvl"), "data": str(place / "data" / "train.json"), "runs": tmp_path}
+        assert table4_paper(["internvl"], 1, gpus=2, cpu=True, run=lambda command: 7, **paths) == 7
+        assert "ended with exit code 7; call again" in capsys.readouterr().err
+        shutil.copytree(place / "internvl", tmp_path / "others")
+        assert "weights were" in self.refused(capsys, **paths | {"weights": str(tmp_path / "others")})
+
     def test_data_without_reference_losses(self, place, tmp_path, capsys):
         code = paper_run.main(["internvl-stock", "--weights", "w", "--data", str(place / "data" / "train.json")])
         assert code == 2
@@ -250,7 +277,7 @@ class TestOneProcess:
         assert record.hardware["accumulation"] == 64
         assert record.hardware["engine"] == "ddp"
         assert record.tokens["supervised"] == record.tokens["target"] == record.tokens["paper"]
-        assert record.tokens["visual"] == 4 * 16  # 8 x 2 x 2 patches, halved thrice... by the tiny connector
+        assert record.tokens["visual"] == 4 * AutoConfig.from_pretrained(place / "videollama2").visual_tokens(16)
         assert record.flops["total"] == record.flops["decoder"] + record.flops["head"]
         assert "lmms-eval" in capsys.readouterr().out
         config = paper_run.config_of(args.resolved(), paper_run.scored_rows(args.data))
@@ -297,54 +324,32 @@ def launched(command: list[str]) -> str:
 
 
 class TestTwoRanks:
-    def test_a_launch_that_was_stopped_goes_on_to_the_same_end(self, place, tmp_path):
-        """The launch's own command with configs/accelerate/ddp.yaml, two gloo ranks, dense and sparse steps."""
-        made = Launch(
-            "internvl", place / "internvl", place / "data", tmp_path, 2, "ddp", micro_batch=2, rehearse=4, cpu=True
-        )
-        shutil.copytree(scored(place, "internvl"), made.scored)
-        command = made.train_command(recipe_of("internvl-regate"))
-        launched(command)
-        folder = tmp_path / "table4-internvl-regate-paper-s0-rehearsal"
-        final, steps = load_file(folder / "final" / "model.safetensors"), read_steps(folder / "steps.jsonl")
-        assert [step["ratio"] for step in steps] == [1.0, 1.0, 0.5, 1.0]
-        for gone in ("checkpoint-4", "final"):
-            shutil.rmtree(folder / gone)
-        launched(command)
-        again = load_file(folder / "final" / "model.safetensors")
-        assert all(torch.equal(final[name], again[name]) for name in final)
-        losses = [[step["loss_kept"] for step in run] for run in (steps, read_steps(folder / "steps.jsonl"))]
-        assert losses[0] == losses[1]
+    def launch(self, place: Path, student: str, runs: Path, engine: str) -> tuple[list[str], Path]:
+        """The launch's command for a rehearsal of four steps, and the folder of its run."""
+        paths = (place / student, place / "data" / "train.json", runs)
+        made = Launch(student, *paths, gpus=2, engine=engine, micro_batch=2, rehearse=4, cpu=True)
+        shutil.copytree(scored(place, student), made.scored)
+        return made.train_command(recipe_of(f"{student}-regate")), runs / f"table4-{student}-regate-paper-s0-rehearsal"
 
-    def test_fsdp2_shards_trains_and_saves_the_whole_model(self, place, tmp_path):
-        """The launch's own fsdp2 command but for the script, which keeps accelerate from ignoring FSDP on the CPU."""
-        made = Launch(
-            "videollama2",
-            place / "videollama2",
-            place / "data",
-            tmp_path,
-            2,
-            "fsdp2",
-            micro_batch=2,
-            rehearse=3,
-            cpu=True,
-        )
-        shutil.copytree(scored(place, "videollama2"), made.scored)
-        script = tmp_path / "sharded.py"
-        script.write_text(SHARDED)
-        command = made.train_command(recipe_of("videollama2-regate"))
+    def test_ddp_by_the_launchs_own_command(self, place, tmp_path):
+        """configs/accelerate/ddp.yaml, two gloo ranks, dense and sparse steps, an adapter at the end."""
+        command, folder = self.launch(place, "videochat2", tmp_path, "ddp")
+        launched(command)
+        assert [step["ratio"] for step in read_steps(folder / "steps.jsonl")] == [1.0, 1.0, 0.5, 1.0]
+        assert (folder / "checkpoint-4" / "complete.json").exists()
+        assert (folder / "final" / "adapter_model.safetensors").exists()
+
+    def test_fsdp2_shards_resumes_and_saves_the_whole_model(self, place, tmp_path):
+        """The launch's own fsdp2 command but for the script: two runs, the second from the first's checkpoint-2."""
+        command, folder = self.launch(place, "videollama2", tmp_path, "fsdp2")
+        (script := tmp_path / "sharded.py").write_text(SHARDED)
         at = command.index("repro.paper_run")
-        assert "SHARDED" in launched([*command[: at - 1], str(script), *command[at + 1 :]])
-        folder = tmp_path / "table4-videollama2-regate-paper-s0-rehearsal"
-        assert list((folder / "checkpoint-3").rglob("*.distcp"))
-        assert len(read_steps(folder / "steps.jsonl")) == 3
-        assert type(load_model(str(folder / "final"))).__name__ == "VideoLlama2ForConditionalGeneration"
-
-
-def test_every_rank_can_be_started_by_hand():
-    """The module's own help: what a user who does not go through `make` calls."""
-    done = subprocess.run(
-        [sys.executable, "-m", "repro.paper_run", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0
-    assert "--micro-batch" in done.stdout
+        printed = launched([*command[: at - 1], str(script), str(folder), *command[at + 1 :]])
+        assert printed.count("SHARDED") == 4
+        assert list((folder / "checkpoint-4").rglob("*.distcp"))
+        assert len(read_steps(folder / "steps.jsonl")) == 4
+        first, second = (load_file(folder / name / "model.safetensors") for name in ("first", "final"))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        before = load_model(str(place / "videollama2")).state_dict()
+        after = load_model(str(folder / "final")).state_dict()
+        assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])

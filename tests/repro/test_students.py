@@ -9,6 +9,8 @@ import torch
 from transformers import AutoProcessor
 
 from eval.world import Act, Scene, Thing, caption
+from eval.world.mvbench import encode as encode_video
+from regate.data import ConversationEncoder
 from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scores, rank_options, target_logprobs
 from repro.families import FAMILIES, StudentSize, count_parameters
 from repro.families.family import single_token_share
@@ -165,6 +167,19 @@ def test_prompt_equals_the_stock_generation_prompt(processor):
     assert row["input_ids"][: len(want)] == list(want)
     assert row["labels"][: len(want)] == [IGNORE] * len(want)
     assert row["labels"][len(want)] != IGNORE
+
+
+def test_the_library_encodes_a_conversation_as_the_fast_path_does(processor, tmp_path):
+    example = examples(1)[0]
+    encode_video(example.frames, tmp_path / "clip.mp4")
+    messages = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": example.question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": example.answer}]},
+    ]
+    sample = {"id": "x", "messages": messages, "images": [], "videos": [str(tmp_path / "clip.mp4")]}
+    got, want = ConversationEncoder(processor)(sample), Encoder(processor).row(example)
+    assert got["input_ids"].tolist() == want["input_ids"]
+    assert got["labels"].tolist() == want["labels"]
 
 
 # --- tags and batches ---
