@@ -142,8 +142,8 @@ _VIDEOCHAT2: dict[str, Any] = {
     "answer_tokens": 504,
 }
 # The learning rate is that of InternVL's public fine-tuning scripts, without their packing; weight decay and warm-up
-# are assumed. The paper does not say which data, how many epochs or frames: VideoChat2's samples are assumed, because 3.96B
-# tokens are nearly its 3.93B, in one epoch of 16 frames.
+# are assumed. The paper does not say which data, how many epochs or frames: VideoChat2's samples are assumed, because
+# 3.96B tokens are nearly its 3.93B, in one epoch of 16 frames.
 _INTERNVL: dict[str, Any] = {
     "frames": 16,
     "epochs": 1,
