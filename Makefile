@@ -6,8 +6,14 @@ SEEDS ?= 1
 STUDENTS ?= internvl
 SCALE ?= micro
 RUNS ?= runs
+DATA ?= twin
+PROMPTS ?= paper
+NPROC ?= 1
 comma := ,
 
+ifeq ($(DATA),hub)
+export HF_HUB_OFFLINE ?= 0
+endif
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -20,7 +26,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## create .venv with the pinned versions
@@ -38,6 +44,17 @@ types: setup
 
 repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen or move it
 	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS)
+
+# CHECKPOINT=PATH [BASE=PATH] [DATA=twin|hub|PATH] [PROMPTS=paper|stock] [NPROC=2] [ANSWER=generate|rank] [LIMIT=n]
+# [COUNT=questions per task of a twin] [FRAMES=8] [BATCH=16]
+eval-all: setup ## all 13 benchmarks through lmms-eval: CHECKPOINT=PATH, the other variables as for eval-mvbench
+eval-mvbench: setup ## CHECKPOINT=PATH [DATA=twin|hub|PATH] [PROMPTS=paper|stock] [ANSWER=generate|rank] [NPROC=2] [LIMIT=n]
+eval-videomme: setup ## the same; so are eval-scienceqa, eval-mme, ... (docs/evaluation.md)
+eval-%: setup
+	@test -n "$(CHECKPOINT)" || { echo "say which checkpoint: make $@ CHECKPOINT=PATH" >&2; exit 2; }
+	$(BIN)/python -m eval.run $* --checkpoint $(CHECKPOINT) --data $(DATA) --prompts $(PROMPTS) --processes $(NPROC) \
+		--runs $(RUNS) $(if $(BASE),--base $(BASE)) $(if $(ANSWER),--answer $(ANSWER)) $(if $(LIMIT),--limit $(LIMIT)) \
+		$(if $(COUNT),--count $(COUNT)) $(if $(FRAMES),--num-frames $(FRAMES)) $(if $(BATCH),--batch-size $(BATCH))
 
 world-check: setup ## can gates differ in the embedded world? exits 1 if not
 	$(BIN)/python -m repro world-check --runs $(RUNS)
