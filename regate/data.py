@@ -88,7 +88,7 @@ class ConversationEncoder:
         files = [*(sample.get("images") or []), *(sample.get("videos") or [])]
         try:
             text = render(self.processor, messages)
-            inputs, offsets, replacements = self._process(text, images, videos)
+            inputs, offsets, replacements = self.process(text, images, videos)
         except (ValueError, IndexError) as error:
             raise BadSample(f"sample {name!r}: {type(self.processor).__name__} refuses it: {error}", name) from error
         ids = inputs["input_ids"]
@@ -111,7 +111,7 @@ class ConversationEncoder:
         clips += [None] * (len(paths) - len(clips))  # fewer placeholders than files is told as that, later
         return [load_video(path, self.num_frames, clip, choose) for path, clip in zip(paths, clips, strict=False)]
 
-    def _process(
+    def process(
         self, text: str, images: list, videos: list[Video], told: bool = True
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, list[dict] | None]:
         """Runs the processor on one sample.
@@ -152,7 +152,7 @@ class ConversationEncoder:
     def _part(self, messages: list[dict], text: str, images: list, videos: list[Video]) -> torch.Tensor:
         """int64 [l]: the tokens of a part of a conversation, with the pictures that it refers to."""
         kinds = [item["type"] for message in messages for item in message["content"]]
-        inputs, _, _ = self._process(text, images[: kinds.count("image")], videos[: kinds.count("video")], told=False)
+        inputs, _, _ = self.process(text, images[: kinds.count("image")], videos[: kinds.count("video")], told=False)
         return inputs["input_ids"]
 
     def _check_placeholders(

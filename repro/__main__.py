@@ -1,4 +1,4 @@
-"""`python -m repro table4|plan|run|world-check`: what the Makefile's targets call."""
+"""`python -m repro table4|benchmarks|plan|run|world-check`: what the Makefile's targets call."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -68,6 +68,22 @@ class Plan:
     """The folder of the data's images and videos."""
     json: bool = False
     """Print JSON."""
+
+
+@dataclass
+class Benchmarks:
+    """Table 1, 2 or 3: checkpoints of Table 4's runs on its benchmarks. What is missing is trained or asked first."""
+
+    table: Annotated[Literal["1", "2", "3"], tyro.conf.Positional]
+    """1: image benchmarks; 2: long video; 3: short video."""
+    students: tuple[str, ...] = STUDENTS
+    """Students, of: internvl, videollama2, videochat2."""
+    seeds: int = 1
+    """Seeds 0 .. seeds-1."""
+    count: int = 20
+    """Questions of each task type of a twin."""
+    runs: Path = Path("runs")
+    """Where Table 4's runs are, and where results and tables go."""
 
 
 @dataclass
@@ -167,10 +183,14 @@ def plan(args: Plan) -> int:
 def main() -> int:
     """Entry point; returns the exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    commands = Table4 | Plan | Run | WorldCheck
+    commands = Table4 | Benchmarks | Plan | Run | WorldCheck
     command = tyro.cli(commands, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
     if isinstance(command, Plan):
         return plan(command)
+    if isinstance(command, Benchmarks):
+        from repro.benchmark_runs import benchmark_table
+
+        return benchmark_table(command.table, command.students, command.seeds, command.runs, command.count)
     if isinstance(command, WorldCheck):
         from repro.world_check import world_check
 

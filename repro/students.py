@@ -23,9 +23,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import regate.models  # noqa: F401 - the Auto classes know our students
+from eval.machine import environment
 from eval.world import WORLD_VERSION
 from repro.families import FAMILIES, count_parameters
-from repro.machine import environment
 from repro.prepare import CONFIGS, STAGES, Preparation, PrepareConfig, prepare_student
 
 ROOT = Path(__file__).resolve().parent.parent

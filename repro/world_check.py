@@ -46,7 +46,7 @@ def sight(material: Material, per_task: int = 100) -> list[Row]:
     rows, model = [], material.model()
     for task in mvbench.TASKS:
         built = mvbench.build(task, per_task, material.data.seed, "validation")
-        asked = [Choice(q.question, q.candidates, q.correct, task, world.render(scene)) for q, scene in built]
+        asked = [Choice(q.question, q.candidates, q.correct, task, mvbench.clip(task, scene)) for q, scene in built]
         score = choice_accuracy(asked, rank_options(model, material.processor, asked))["accuracy"]
         mean, _, high = chance_interval([len(c.options) for c in asked])
         listed = task in material.data.tasks

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"regate": {"regate"}, "eval": {"eval", "regate"}, "repro": {"repro", "eval", "regate"}}
-TORCH_FREE = ("record", "stats", "tables", "figures", "curve", "measured", "machine", "compare", "rows", "render")
+TORCH_FREE = ("record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render")
 
 
 def imported(path: Path) -> set[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from eval.machine import environment
 from eval.world import Act, Scene, Thing, caption
 from eval.world.mvbench import encode as encode_video
 from regate.data import ConversationEncoder
@@ -15,7 +16,6 @@ from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scor
 from repro.families import FAMILIES, StudentSize, count_parameters
 from repro.families.family import single_token_share
 from repro.loop import StageConfig
-from repro.machine import environment
 from repro.micro_data import IGNORE, TAGS, Encoder, Example, MicroCollator, encode_examples
 from repro.pools import pack_turns
 from repro.prepare import CONFIGS, PrepareConfig, fold, prepare_student
