@@ -44,7 +44,7 @@ class Question:
         name: stands in errors.
     """
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[dict[str, Any]]
     options: Sequence[str] = ()
     images: Sequence[Image.Image | str | Path] = ()
     videos: Sequence[Video | np.ndarray | str | Path] = ()

@@ -129,7 +129,8 @@ def published_cells(number: str, student: str, published: Published) -> list[Cel
             continue
         if cell["value"] is not None:
             column = "tokens.paper" if cell["column"] == "tokens" else cell["column"]
-            place = {"student": student, "row": LABELS[cell["method"]], "origin": f"published {cell['version']}"}
+            row = LABELS[cell["method"]]
+            place: dict[str, Any] = {"student": student, "row": row, "origin": f"published {cell['version']}"}
             cells.append(Cell(**place, scale="paper", column=column, value=cell["value"], unit=cell["unit"]))
     return cells
 
@@ -166,8 +167,9 @@ def measured_cells(
             cells.append(Cell(**place, column=column.head, value=interval.estimate, unit=unit, **where))
             if scores[0].chance is not None:
                 above = interval.estimate - scores[0].chance
-                half = {"low": interval.low - scores[0].chance, "high": interval.high - scores[0].chance}
-                cells.append(Cell(**place, column=f"above {column.head}", value=above, unit="points", **half))
+                low, high = interval.low - scores[0].chance, interval.high - scores[0].chance
+                name = f"above {column.head}"
+                cells.append(Cell(**place, column=name, value=above, unit="points", low=low, high=high))
     place = {"student": student, "row": GUESS, "origin": origin, "scale": scale}
     for column in columns:
         chance = _chance(column, runs)

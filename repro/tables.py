@@ -19,7 +19,7 @@ import pandas as pd
 from eval import results as evaluations
 from eval.results import Result
 from repro import benchmark_tables, compare, render
-from repro.record import TOKEN_KINDS, Record, RecordError, load
+from repro.record import TOKEN_KINDS, Record, load
 from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
 from repro.rows import Published, measured_group, published_rows
 from repro.stats import with_half_width
@@ -171,7 +171,7 @@ def files(
     records: Sequence[Record], published: Published, results: Sequence[tuple[Result, str]] = ()
 ) -> dict[str, str]:
     """File name -> contents, for every table that has a record, or a result of a benchmark."""
-    found = {}
+    found: dict[str, str] = {}
     runs = benchmark_tables.evaluated(results)
     for number in benchmark_tables.COLUMNS:
         if any(name in run.results for run in runs for name in benchmark_tables.benchmarks_of(number)):
@@ -211,7 +211,7 @@ def arguments(about: str, kind: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(problems: Sequence[RecordError | str]) -> int:
+def report(problems: Sequence[Exception | str]) -> int:
     """Name what is wrong on stderr; the exit status."""
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -227,10 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     published = read_published(options.results / "published.json")
     committed, problems = load([options.results / "records"])
     scored, unfit = evaluations.load(options.results / "evaluations")
-    problems += unfit
     kept = files(committed, published, [(result, "committed") for result in scored])
     if options.check:
-        return report([*problems, *render.stale(out, kept, SUFFIXES)])
+        return report([*problems, *unfit, *render.stale(out, kept, SUFFIXES)])
     own, damaged = load([options.runs])
     mine, broken = evaluations.load(options.runs / "eval")
     paths = save(out, kept) if kept else []
@@ -244,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     printed = [f"table{options.only}.md"] if options.only else sorted(everything)
     print("\n\n".join(everything[name] for name in printed if name.endswith(".md") and name in everything))
     print("\n".join(f"Written: {path}" for path in paths))
-    report([*problems, *damaged, *broken])
+    report([*problems, *unfit, *damaged, *broken])
     return 0
 
 

@@ -175,7 +175,8 @@ def decode(path: Path | str) -> np.ndarray:
     import av
 
     with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
 
 
 def write(directory: Path | str, per_task: int, seed: int, split: str = "test", tasks: Sequence[str] = ()) -> Path:
