@@ -319,7 +319,7 @@ def _select_positions(model: Any, owner_R: Tensor) -> None:
 # --- inputs ---
 
 
-def _video(video: Video | np.ndarray | str | Path, num_frames: int, choose: Callable) -> Video:
+def _video(video: Video | np.ndarray | str | Path, num_frames: int, choose: Callable = midpoints) -> Video:
     if isinstance(video, np.ndarray):
         return Video(video, list(range(len(video))), len(video), None)
     return video if isinstance(video, Video) else load_video(video, num_frames, choose=choose)

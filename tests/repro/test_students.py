@@ -11,6 +11,8 @@ from transformers import AutoProcessor
 from eval.machine import environment
 from eval.world import Act, Scene, Thing, caption
 from eval.world.mvbench import encode as encode_video
+from regate.answering import Question
+from regate.answering import option_scores as scores_of_any_model
 from regate.data import ConversationEncoder
 from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scores, rank_options, target_logprobs
 from repro.families import FAMILIES, StudentSize, count_parameters
@@ -249,6 +251,21 @@ def test_option_scores_equal_one_forward_pass_each(processor, model, normalize):
                 mean = -model(**batch).loss.item()
             count = int((batch["labels"] != IGNORE).sum())
             assert score == pytest.approx(mean if normalize == "mean" else mean * count, abs=1e-3)
+
+
+def test_the_fast_path_ranks_as_the_scorer_of_the_benchmarks_does(processor, model):
+    asked = [
+        Question(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": choice.question}]}],
+            options=tuple(choice.options),
+            videos=[choice.frames],
+        )
+        for choice in choices()
+    ]
+    for fast, general in zip(
+        option_scores(model, processor, choices()), scores_of_any_model(model, processor, asked), strict=True
+    ):
+        np.testing.assert_allclose(fast, general, rtol=0, atol=1e-3)
 
 
 class Oracle(torch.nn.Module):
