@@ -124,8 +124,7 @@ def load_video(
                 raise _error(path, f"no video stream ({kinds})", expected)
             rate = container.streams.video[0].average_rate
             fps = float(rate) if rate else None
-            video = _decode(path, container, fps, partial(_chosen, path, num_frames, clip, choose, fps))
-        return video  # noqa: RET504 - inside the block its types say that an error may be swallowed
+            return _decode(path, container, fps, partial(_chosen, path, num_frames, clip, choose, fps))
     except (av.FFmpegError, EOFError) as error:  # av's errors are also OSErrors and ValueErrors of many kinds
         raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
 
