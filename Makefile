@@ -20,7 +20,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 plan eval-all world-check students example keep tables figures
+.PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 plan world-check students example keep tables figures
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
