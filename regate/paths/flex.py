@@ -6,6 +6,7 @@ layer. torch's flex attention has no backward pass on the CPU: there the mask an
 with it was never run.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,10 @@ from regate.decoder import UnsupportedModel, name_of
 from regate.paths.packed import require_no_square_mask
 from regate.paths.windows import attention_chunk, sliding_window
 
-_compiled_create_block_mask = torch.compile(create_block_mask, dynamic=True)  # eager, it would hold all N x N entries
+
+@functools.cache
+def _compiled() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask, dynamic=True)  # eager, it holds all N x N entries
 
 
 def attention_inputs(decoder: nn.Module, kwargs: dict, layout: Packed) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def attention_inputs(decoder: nn.Module, kwargs: dict, layout: Packed) -> dict[s
 def block_mask(layout: Packed, window: int | None) -> BlockMask:
     """The mask of a packed row as blocks; ``window`` None: all earlier positions."""
     total, device = len(layout.index), layout.index.device
-    create = create_block_mask if device.type == "cpu" else _compiled_create_block_mask
+    create = create_block_mask if device.type == "cpu" else _compiled()
     return create(sees(layout, window), None, None, total, total, device=device)
 
 
