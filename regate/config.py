@@ -50,8 +50,8 @@ class ReGateConfig(TrainingArguments):
     loss_path: str = field(
         default="auto",
         metadata={
-            "help": "How losses come out of the head: logits, chunked, liger or cce; auto: what is installed and the head "
-            "allows. docs/gpu.md."
+            "help": "How losses come out of the head: logits, chunked, liger or cce; auto: what is installed and the "
+            "head allows. docs/gpu.md."
         },
     )
     compile_decoder: bool = field(

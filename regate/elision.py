@@ -205,7 +205,8 @@ class Elision:
     def _losses(self, hidden: Tensor) -> Tensor:
         """In the place of the head's forward, within its own call: sharded weights are whole only there."""
         step = self._pass
-        assert step is not None and step.targets is not None, "the head's forward is replaced for such a pass only"
+        assert step is not None, "the head's forward is replaced in armed passes only"
+        assert step.targets is not None, "and in those with targets"
         step.from_head = losses.fused(self.paths.loss, hidden, self.head, step.targets)  # [N]
         return step.from_head
 

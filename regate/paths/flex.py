@@ -1,9 +1,9 @@
 """Attention on one packed row under a block mask, for ``attn_implementation='flex_attention'``.
 
-A query sees the earlier positions of its own sample, within the layer's window counted in original positions: what flash
-attention cannot say. transformers takes a ``BlockMask`` in the place of ``attention_mask``, or one for each kind of
-layer. torch's flex attention has no backward pass on the CPU: there the mask and the forward pass are tested, training
-with it was never run.
+A query sees the earlier positions of its own sample, within the layer's window counted in original positions: what
+flash attention cannot say. transformers takes a ``BlockMask`` in the place of ``attention_mask``, or one for each kind
+of layer. torch's flex attention has no backward pass on the CPU: there the mask and the forward pass are tested,
+training with it was never run.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """The sparse head without all its logits: per-target losses straight from hidden states and the head's weight.
 
 ``chunked`` is ours, in plain torch, on any device. ``liger`` (liger-kernel) and ``cce`` (cut-cross-entropy) are Triton
-kernels and need a GPU, where none of the three was run yet. On the CPU, Liger's kernels were run in Triton's interpreter
-and agree; of cut-cross-entropy its own torch implementation was, its kernels never.
+kernels and need a GPU, where none of the three was run yet. On the CPU, Liger's kernels were run in Triton's
+interpreter and agree; of cut-cross-entropy its own torch implementation was, its kernels never.
 
 They need a head that is a plain linear map whose result is the logits: `obstacle` says what is in the way.
 
@@ -50,7 +50,7 @@ def plain(logits: Tensor, targets: Tensor) -> Tensor:
 def chunked(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
     """As `plain` of the head's logits, with at most `LOGITS_AT_ONCE` of them in memory.
 
-    torch's own ``linear_cross_entropy`` (2.14) is not used: it returns losses in bfloat16 where the model computes in it.
+    torch's own ``linear_cross_entropy`` (2.14) is not used: where the model computes in bfloat16, so are its losses.
     """
     rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     if len(targets) <= rows:
@@ -59,7 +59,7 @@ def chunked(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
 
 
 class _Chunked(torch.autograd.Function):
-    """Losses chunk by chunk; backward computes each chunk's logits again and turns them into their gradient in place."""
+    """Losses chunk by chunk; backward computes a chunk's logits again and turns them into their gradient in place."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, rows):

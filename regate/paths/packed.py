@@ -27,7 +27,7 @@ def attention_inputs(decoder: nn.Module, kwargs: dict, layout: Packed) -> dict[s
 
 
 def require_no_square_mask(decoder: nn.Module, mask: Any) -> None:
-    """UnsupportedModel if the model built more than a mask of padding: between which positions, a packed row forgets."""
+    """UnsupportedModel if the model built more than a mask of padding: a packed row has no place for it."""
     built = [m for m in (mask.values() if isinstance(mask, dict) else [mask]) if m is not None]
     if not all(isinstance(m, Tensor) and m.ndim == 2 for m in built):
         raise UnsupportedModel(

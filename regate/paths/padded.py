@@ -1,4 +1,4 @@
-"""Attention on rows padded to the longest: for SDPA, eager and any attention that is given a mask. Exact, no kernels."""
+"""Attention on rows padded to the longest: for SDPA, eager and any attention that is given a mask."""
 
 from typing import Any
 

@@ -72,7 +72,7 @@ def select_paths(
 
 
 def attention_path(wanted: str, implementation: str, takes_lengths: bool) -> str:
-    """The attention path for an ``attn_implementation``; ``takes_lengths``: it is a flash attention with packed rows."""
+    """The attention path for an ``attn_implementation``; ``takes_lengths``: it is flash attention with packed rows."""
     able = {"packed": takes_lengths, "flex": implementation == "flex_attention", "padded": True}
     if wanted == "auto":
         return next(path for path, can in able.items() if can)

@@ -41,7 +41,8 @@ def require_whole_windows(decoder: nn.Module, active: Tensor) -> None:
     wrong = (gaps & (span > narrowest(config))) | (span > chunk)
     if wrong.any():
         raise UnsupportedModel(
-            f"{name_of(decoder)} sees windows of {narrowest(config):.0f} positions, rows {wrong.nonzero()[:, 0].tolist()} "
-            f"are longer, and attention {config._attn_implementation!r} would count compacted slots instead: use "
-            "attn_implementation='sdpa', 'eager' or 'flex_attention', or sequences not longer than the window"
+            f"{name_of(decoder)} sees windows of {narrowest(config):.0f} positions, rows "
+            f"{wrong.nonzero()[:, 0].tolist()} are longer, and attention {config._attn_implementation!r} would count "
+            "compacted slots instead: use attn_implementation='sdpa', 'eager' or 'flex_attention', or sequences not "
+            "longer than the window"
         )

@@ -1,5 +1,4 @@
-"""Flash attention's functions in plain torch, under transformers' own flash attention: what a GPU would run, but for the
-kernel.
+"""Flash attention's functions in plain torch, under transformers' own flash attention: a GPU's code without its kernel.
 
     model.get_decoder().config._attn_implementation = FLASH      # with the fixture `flash_calls`
 """
@@ -32,7 +31,7 @@ def flash_attn_varlen_func(
     softcap: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
-    """q [N, heads, size], k and v [N, key heads, size]; attention within the samples that the cumulative lengths cut."""
+    """q [N, heads, size], k and v [N, key heads, size]; attention within the samples that the lengths cut out."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert int(cu_seqlens_q[-1]) == len(q)
     assert int(cu_seqlens_k[-1]) == len(k)
@@ -68,6 +67,7 @@ def flash_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Registers `FLASH`; the keyword arguments of each call of the varlen function."""
     calls: list[dict[str, Any]] = []
 
+    @torch.compiler.disable  # as opaque to a compiler as the kernel
     def recorded(q, k, v, **kwargs):
         calls.append(kwargs)
         return flash_attn_varlen_func(q, k, v, **kwargs)

@@ -1,4 +1,4 @@
-"""The flex path: the block mask says what it should, and on the CPU, which has no backward pass for it, forward agrees."""
+"""The flex path: the block mask says what it should; forward agrees. The CPU has no backward pass for it."""
 
 import pytest
 import torch

@@ -121,7 +121,7 @@ class TestHeadsThatAreNoLinearMap:
         )  # fmt: skip
         model, batch = transformers.Gemma2ForCausalLM(config), text_batch()
         assert select_paths(model).loss == "logits"
-        with pytest.raises(ValueError, match="changes logits behind its head.*final_logit_softcapping"):
+        with pytest.raises(ValueError, match=r"changes logits behind its head.*final_logit_softcapping"):
             select_paths(model, loss="chunked")
         active, kept = gate_of(batch)
         targets = shift_labels(batch["labels"])[kept]
@@ -145,7 +145,7 @@ class TestHeadsThatAreNoLinearMap:
         active, kept = gate_of(batch)
         with Elision(model)(active, kept, shift_labels(batch["labels"])[kept]) as step:
             outputs = model(input_ids=batch["input_ids"])
-        with pytest.raises(ValueError, match="changes what its head computes.*loss_path='logits'"):
+        with pytest.raises(ValueError, match=r"changes what its head computes.*loss_path='logits'"):
             step.losses(outputs)
 
     def test_lora_on_the_head(self):
@@ -164,7 +164,7 @@ class TestHeadsThatAreNoLinearMap:
 
 
 class TestKernels:
-    """The real packages, where they are installed: Liger in Triton's interpreter, cut-cross-entropy by its torch code."""
+    """The real packages, where installed: Liger in Triton's interpreter, cut-cross-entropy by its torch code."""
 
     def test_liger(self):
         pytest.importorskip("liger_kernel", reason="liger-kernel is optional")
@@ -225,9 +225,9 @@ class TestSelection:
         assert attention_path("auto", "kernels-community/flash-attn2", True) == "packed"
         assert attention_path("padded", "flash_attention_2", True) == "padded"
         assert attention_path("auto", "flex_attention", False) == "flex"
-        with pytest.raises(ValueError, match="'packed' needs a model with attn_implementation 'flash_att.*has 'sdpa'"):
+        with pytest.raises(ValueError, match=r"'packed' needs a model with attn_implementation 'flash_att.*has 'sdpa'"):
             attention_path("packed", "sdpa", False)
-        with pytest.raises(ValueError, match="'flex' needs a model with attn_implementation 'flex_att.*has 'eager'"):
+        with pytest.raises(ValueError, match=r"'flex' needs a model with attn_implementation 'flex_att.*has 'eager'"):
             attention_path("flex", "eager", False)
 
     def test_stock_flash_implementations_take_lengths(self):

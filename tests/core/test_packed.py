@@ -163,7 +163,10 @@ def test_t6_windows_that_count_slots(kind):
     for attention in ("auto", "padded"):
         model.config._attn_implementation = FLASH
         elision = Elision(model, Paths(attention="packed" if attention == "auto" else "padded"))
-        with pytest.raises(UnsupportedModel, match=r"sees windows of 6 positions, rows \[0, 1\]"), elision(active, kept):
+        with (
+            pytest.raises(UnsupportedModel, match=r"sees windows of 6 positions, rows \[0, 1\]"),
+            elision(active, kept),
+        ):
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         elision.remove()
     short = torch.zeros_like(active)
