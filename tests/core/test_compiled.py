@@ -37,10 +37,9 @@ def run(model, elision, batch):
     return found.detach(), found.sum().item(), gradients
 
 
-@pytest.mark.parametrize("kind", ["internvl", "qwen2_vl"])
-def test_compiled_decoder_equals_eager_and_compiles_once_for_many_lengths(kind, counter):
-    model, processor = tiny_model(kind)
-    batches = [tiny_batch(kind, processor, [4 + n, 9, 13 - n], seed=n) for n in range(6)]
+def test_compiled_decoder_equals_eager_and_compiles_once_for_many_lengths(counter):
+    model, processor = tiny_model("qwen2_vl", layers=1)
+    batches = [tiny_batch("qwen2_vl", processor, [4 + n, 9, 13 - n], seed=n) for n in range(6)]
     eager = Elision(model, Paths())
     theirs = [run(model, eager, batch) for batch in batches]
     eager.remove()
@@ -57,7 +56,7 @@ def test_compiled_decoder_equals_eager_and_compiles_once_for_many_lengths(kind, 
 
 def test_compiled_on_packed_rows(counter, flash_calls):  # noqa: F811
     """The first pass proves that the lengths arrive, uncompiled; the others are compiled."""
-    model, processor = tiny_model("internvl")
+    model, processor = tiny_model("internvl", layers=1)
     batches = [tiny_batch("internvl", processor, [4 + n, 9, 13 - 2 * n], seed=n) for n in range(5)]
     eager = Elision(model, Paths())
     theirs = [run(model, eager, batch) for batch in batches]
@@ -70,14 +69,17 @@ def test_compiled_on_packed_rows(counter, flash_calls):  # noqa: F811
         graphs.append(counter.frame_count)
     assert graphs[0] == 0
     assert graphs[1] >= 1
+    assert graphs[-1] == graphs[2]
 
 
-def test_training_with_a_compiled_decoder_equals_training_without(counter, tmp_path):
-    options = {"max_steps": 5, "optim": "sgd", "learning_rate": 0.05, "evaluate": True}
+def test_training_compiles_and_evaluation_does_not(counter, tmp_path):
+    options = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.05, "evaluate": True}
     theirs = experiment("internvl", tmp_path / "eager", **options)
     ours = experiment("internvl", tmp_path / "compiled", compile_decoder=True, **options)
     theirs.train()
     ours.train()
-    assert counter.frame_count >= 1
+    graphs = counter.frame_count
+    assert graphs >= 1
     assert losses(ours) == pytest.approx(losses(theirs), rel=2e-5)
     assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=2e-5)
+    assert counter.frame_count == graphs
