@@ -1,9 +1,11 @@
 """Which path a model takes: from its attention, its head, the device and what is installed; a choice can be forced."""
 
-import importlib.util
+import contextlib
 from dataclasses import dataclass
+from importlib import metadata
 
 import torch
+from packaging.version import Version
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flash_attention import flash_attention_forward
@@ -13,8 +15,8 @@ from regate.paths import losses
 
 ATTENTION_PATHS = ("auto", "padded", "packed", "flex")
 LOSS_PATHS = ("auto", "logits", "chunked", "liger", "cce")
-_KERNELS = {"liger": "liger_kernel", "cce": "cut_cross_entropy"}  # path -> module
-_PACKAGES = {"liger": "liger-kernel", "cce": "cut-cross-entropy"}
+# Path -> package and the oldest version: Liger's before scaled the gradients of single losses wrongly.
+_KERNELS = {"liger": ("liger-kernel", "0.8.5"), "cce": ("cut-cross-entropy", "25.1.1")}
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,21 @@ def select_paths(
     why_not = losses.obstacle(head, base_model(model).config, decoder.config)
     if getattr(base_model(model), "_tp_size", None) not in (None, 1):
         why_not = "the head is split by tensor parallelism"
-    installed = frozenset(path for path, module in _KERNELS.items() if importlib.util.find_spec(module))
     return Paths(
         attention_path(attention, name, takes_lengths),
-        loss_path(loss, why_not, device.type, installed, half, getattr(head, "bias", None) is not None),
+        loss_path(loss, why_not, device.type, installed_kernels(), half, getattr(head, "bias", None) is not None),
         compile_decoder,
     )
+
+
+def installed_kernels() -> frozenset[str]:
+    """The loss paths whose package is here, and new enough."""
+    found = set()
+    for path, (package, least) in _KERNELS.items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            if Version(metadata.version(package)) >= Version(least):
+                found.add(path)
+    return frozenset(found)
 
 
 def attention_path(wanted: str, implementation: str, takes_lengths: bool) -> str:
@@ -96,24 +107,22 @@ def loss_path(
         return "logits"
     if why_not:
         raise ValueError(f"loss_path={wanted!r} cannot work here: {why_not}. Use loss_path='auto' or 'logits'")
-    problems = {
-        path: next(
-            (
-                problem
-                for bad, problem in [
-                    (path not in installed, f"{_PACKAGES[path]} is not installed"),
-                    (device_type != "cuda", f"its kernels need a GPU, found device {device_type!r}"),
-                    (path == "cce" and not half, "it trains in half precision only: set bf16=True"),
-                    (path == "cce" and bias, "it knows no bias, and this head has one"),
-                ]
-                if bad
-            ),
-            None,
-        )
-        for path in _KERNELS
-    }
+    problems = {path: _problem(path, device_type, installed, half, bias) for path in _KERNELS}
     if wanted == "auto":
         return next((path for path, problem in problems.items() if problem is None), "chunked")
     if problems.get(wanted):
         raise ValueError(f"loss_path={wanted!r} cannot work here: {problems[wanted]}. 'chunked' works everywhere")
     return wanted
+
+
+def _problem(path: str, device_type: str, installed: frozenset[str], half: bool, bias: bool) -> str | None:
+    """Why a kernel cannot work."""
+    if path not in installed:
+        return "{} {} or newer is not installed".format(*_KERNELS[path])
+    if device_type != "cuda":
+        return f"its kernels need a GPU, found device {device_type!r}"
+    if path == "cce" and not half:
+        return "it trains in half precision only: set bf16=True"
+    if path == "cce" and bias:
+        return "it knows no bias, and this head has one"
+    return None

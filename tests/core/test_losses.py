@@ -212,7 +212,7 @@ class TestSelection:
         assert loss_path("logits", None, "cuda", both, True, False) == "logits"
         with pytest.raises(ValueError, match="'liger' cannot work here: its kernels need a GPU, found device 'cpu'"):
             loss_path("liger", None, "cpu", both, True, False)
-        with pytest.raises(ValueError, match="cut-cross-entropy is not installed"):
+        with pytest.raises(ValueError, match=r"cut-cross-entropy 25.1.1 or newer is not installed"):
             loss_path("cce", None, "cuda", frozenset(), True, False)
         with pytest.raises(ValueError, match="set bf16=True"):
             loss_path("cce", None, "cuda", both, False, False)
