@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regate.config import ReGateConfig
-    from regate.elision import Elision, UnsupportedModel
+    from regate.decoder import UnsupportedModel
+    from regate.elision import Elision
     from regate.gate import POLICIES, Policy
     from regate.reference_column import add_reference_losses
     from regate.trainer import ReGateTrainer
@@ -28,7 +29,7 @@ __all__ = [
 _HOMES = {
     "ReGateConfig": "config",
     "Elision": "elision",
-    "UnsupportedModel": "elision",
+    "UnsupportedModel": "decoder",
     "POLICIES": "gate",
     "Policy": "gate",
     "add_reference_losses": "reference_column",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from regate.gate import POLICIES
+from regate.paths.select import ATTENTION_PATHS, LOSS_PATHS
 from regate.scoring import ACTIVE_SETS, COMBINATIONS
 
 
@@ -39,6 +40,23 @@ class ReGateConfig(TrainingArguments):
     max_length: int | None = field(default=None, metadata={"help": "Truncate conversations to so many positions."})
     num_frames: int = field(default=8, metadata={"help": "Frames sampled from each video."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise, or skip: log, count and leave out."})
+    attention_path: str = field(
+        default="auto",
+        metadata={
+            "help": "How attention runs on active positions: padded (any attention), packed (flash attention) or flex; "
+            "auto: by the model's attn_implementation. docs/gpu.md."
+        },
+    )
+    loss_path: str = field(
+        default="auto",
+        metadata={
+            "help": "How losses come out of the head: logits, chunked, liger or cce; auto: what is installed and the "
+            "head allows. docs/gpu.md."
+        },
+    )
+    compile_decoder: bool = field(
+        default=False, metadata={"help": "torch.compile the decoder, once for all lengths, in training steps only."}
+    )
     trace_samples: list[int] = field(
         default_factory=list,
         metadata={
@@ -58,6 +76,8 @@ class ReGateConfig(TrainingArguments):
         self._within("lambda_", self.combine != "convex" or self.lambda_ <= 1, "in [0, 1] with combine='convex'")
         self._within("active_set", self.active_set in ACTIVE_SETS, f"one of {ACTIVE_SETS}")
         self._within("policy", self.policy in POLICIES, f"one of {tuple(POLICIES)}")
+        self._within("attention_path", self.attention_path in ATTENTION_PATHS, f"one of {ATTENTION_PATHS}")
+        self._within("loss_path", self.loss_path in LOSS_PATHS, f"one of {LOSS_PATHS}")
         self._within("on_bad_sample", self.on_bad_sample in ("raise", "skip"), "'raise' or 'skip'")
         self._within("num_frames", self.num_frames >= 1, ">= 1")
         self._within("max_length", self.max_length is None or self.max_length >= 1, "None or >= 1")

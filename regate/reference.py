@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regate.elision import Compaction, causal_decoder, compact_inputs
+from regate.decoder import causal_decoder
+from regate.elision import compact_inputs
 from regate.scoring import IGNORE, shift_labels
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,9 @@ class TextTeacher:
             )
         # A placeholder that predicts a target is computed all the same: there is no other state to predict it from.
         active = real if self.attend_placeholders else real & (~placeholder | target)
-        compaction = Compaction.of(active)
-        inputs = compact_inputs(self.decoder, {"input_ids": input_ids}, active, compaction)
+        layout, inputs = compact_inputs(self.decoder, {"input_ids": input_ids}, active)
         hidden = self.decoder(**inputs, use_cache=False).last_hidden_state  # [B, M, D]
-        states = hidden[compaction.gather(target) & compaction.real]  # [N, D], row by row
+        states = hidden[layout.gather(target) & layout.real]  # [N, D], row by row
         wanted = shifted[target]  # [N]
         chunk = max(1, _LOGITS_AT_ONCE // self.decoder.config.vocab_size)
         losses = [

@@ -6,6 +6,7 @@ too, and in sparse steps the decoder runs on active positions only; (3) the diff
 and saved with it. Checkpoints are SafeTrainer's: complete or not used, and resuming loads every weight or fails.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from regate.config import ReGateConfig
 from regate.difficulty import DifficultyBuffer, Observations
 from regate.elision import Elision
 from regate.gate import POLICIES, Gate, decide, signals_of
+from regate.paths.select import select_paths
 from regate.reference import weights_fingerprint
 from regate.reference_column import check_reference, encoding_identity
 from regate.schedule import keep_ratio_at
@@ -31,6 +33,7 @@ from regate.scoring import IGNORE, ordinals, shift_labels, spread
 from regate.tokens import placeholder_token_ids, special_token_ids
 from regate.trace import Trace
 
+logger = logging.getLogger(__name__)
 _CONVERSATION_COLUMNS = ("id", "messages", "images", "videos")
 _KEY = "_gated"  # where a batch carries its Gated through Trainer
 
@@ -66,7 +69,7 @@ class ReGateTrainer(SafeTrainer):
     ``output_dir/steps.jsonl`` logs every step, ``output_dir/trace.parquet`` what was decided about ``trace_samples``.
 
     Raises ValueError before the first step for data that does not fit (see ``reference_column``),
-    :class:`regate.elision.UnsupportedModel` for models it would get wrong, FloatingPointError if a loss is not finite.
+    :class:`regate.UnsupportedModel` for models it would get wrong, FloatingPointError if a loss is not finite.
     """
 
     args: ReGateConfig
@@ -118,7 +121,11 @@ class ReGateTrainer(SafeTrainer):
         self.model_accepts_loss_kwargs = True
         self.policy = POLICIES[args.policy]
         self.buffer = self._make_buffer(columns)
-        self.elision = Elision(self.model)
+        paths = select_paths(
+            self.model, args.attention_path, args.loss_path, args.compile_decoder, args.device, args.bf16 or args.fp16
+        )
+        self.elision = Elision(self.model, paths)
+        logger.info("%s, attn_implementation %s", paths, self.elision.decoder.config._attn_implementation)
         config = self.model.config
         if processing_class is None and self.policy.score is not None:
             raise ValueError("pass the processor or tokenizer as processing_class: the gate never drops its markers")
@@ -237,21 +244,16 @@ class ReGateTrainer(SafeTrainer):
         gate, shifted = gated.gate, inputs.pop("shift_labels")
         del inputs["labels"]
         with self.elision(
-            gate.active if gate.elides else None,
+            gate.active if gate.elides or self.elision.paths.padding_free else None,
             gate.supervised,
+            shifted[gate.supervised],
             passthrough=gate.elides and self.args.active_set == "kept-passthrough",
             expects_multimodal_rope=gated.has_visual,
-        ):
+        ) as step:
             outputs = model(**inputs)
-        wanted = shifted[gate.supervised]  # [N]
-        if outputs.logits.shape[:-1] != wanted.shape:
-            raise ValueError(
-                f"{type(self.model).__name__} returned logits of shape {tuple(outputs.logits.shape)} for {len(wanted)} "
-                "predicted targets: its forward reshapes or drops what the head computes"
-            )
-        losses = nn.functional.cross_entropy(outputs.logits.float(), wanted, reduction="none")  # [N]
-        # Over no target this is a zero that hangs on the graph, so that no rank waits for its gradients in vain.
-        total = losses.sum() if len(wanted) else outputs.logits.float().sum()
+        losses = step.losses(outputs)  # [N]
+        # Over no target the sum is a zero that hangs on the graph, so that no rank waits for its gradients in vain.
+        total = losses.sum()
         if not math.isfinite(total.item()):
             raise FloatingPointError(
                 f"the loss is {total.item()} in step {self.state.global_step}, samples "

@@ -51,10 +51,18 @@ def arguments(output_dir: Path, cls: type = ReGateConfig, **kwargs: Any) -> Any:
 
 
 def experiment(
-    kind: str, output_dir: Path, *, side: str = "right", lora: bool = False, evaluate: bool = False, **kwargs: Any
+    kind: str,
+    output_dir: Path,
+    *,
+    side: str = "right",
+    lora: bool = False,
+    evaluate: bool = False,
+    attention: str = "sdpa",
+    **kwargs: Any,
 ) -> ReGateTrainer:
-    """A ReGateTrainer, not yet run, on the tiny model and data of ``kind``."""
+    """A ReGateTrainer, not yet run, on the tiny model and data of ``kind``; ``attention`` is the decoder's."""
     model, processor = tiny_model(kind)
+    model.get_decoder().config._attn_implementation = attention
     data, rows = tiny_data(kind, processor)
     data = add_reference_losses(data, model, processor)
     if lora:

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from regate import Elision, UnsupportedModel
-from regate.elision import Compaction
+from regate.compaction import Padded
 from regate.scoring import IGNORE, active_positions, shift_labels
 from tests.core.literal import literal_elision
 from tests.tiny import tiny_batch, tiny_model
@@ -230,14 +230,14 @@ def test_prebuilt_4d_masks_are_gathered():
 
 def test_compaction_pads_at_the_right_and_scatters_back():
     active = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]], dtype=torch.bool)
-    compaction = Compaction.of(active)
-    assert compaction.index.tolist() == [[0, 2, 3], [1, 1, 1]]
-    assert compaction.real.tolist() == [[True, True, True], [True, False, False]]
+    padded = Padded.of(active)
+    assert padded.index.tolist() == [[0, 2, 3], [1, 1, 1]]
+    assert padded.real.tolist() == [[True, True, True], [True, False, False]]
     values = torch.arange(8.0).view(2, 4, 1)
-    back = compaction.scatter(compaction.gather(values), torch.full_like(values, -1))
+    back = padded.scatter(padded.gather(values), torch.full_like(values, -1))
     assert back.flatten().tolist() == [0, -1, 2, 3, -1, 5, -1, -1]
     with pytest.raises(ValueError, match=r"rows \[0\] have no active position"):
-        Compaction.of(torch.tensor([[False, False], [True, False]]))
+        Padded.of(torch.tensor([[False, False], [True, False]]))
 
 
 class TestRefusals:
