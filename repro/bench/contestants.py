@@ -1,7 +1,7 @@
 """Who competes: real trainers on one model's weights, one optimizer and the same rows.
 
-Each trainer gets its own copy of the module tree around the same parameters (`material.twin`), so that hooks and patches
-of one do not reach another, and all of them fit into memory once.
+Each trainer gets its own copy of the module tree around the same parameters (`material.twin`), so that hooks and
+patches of one do not reach another, and all of them fit into memory once.
 """
 
 from __future__ import annotations

@@ -127,7 +127,10 @@ def build_rows(workload: Workload, model: Any, tokenizer: Any, count: int, seed:
 
 
 class Collator:
-    """Rows -> a batch with pictures of noise: input_ids, attention_mask, labels [B, L]; pixel_values [B * images, 3, S, S]."""
+    """Rows -> a batch with pictures of noise.
+
+    input_ids, attention_mask, labels: int64 [B, L]; pixel_values [B * images, 3, S, S] in the workload's dtype.
+    """
 
     def __init__(self, workload: Workload, model: Any, seed: int):
         vision = model.config.vision_config

@@ -91,7 +91,7 @@ def run_rounds(arena: Arena, lanes: dict[str, Lane], count: int, found: Measured
             found.times[name][number] = seconds
             if metered is not None:
                 _note(found.gating, metered, seconds)
-            sums[name].append(_flops_of(arena, lanes[name].trainer, name))
+            sums[name].append(flops_of(arena, lanes[name].trainer, name))
         if meter is not None and apart:
             with meter:
                 seconds = lanes["gated"].step()
@@ -107,7 +107,7 @@ def _note(gating: dict[str, list[float]], meter: Meter, seconds: float) -> None:
         gating.setdefault(part, []).append(value)
 
 
-def _flops_of(arena: Arena, trainer: Any, name: str) -> float:
+def flops_of(arena: Arena, trainer: Any, name: str) -> float:
     """FLOPs of the step just run: counted by our trainer, from the shapes for the others."""
     entry = getattr(trainer, "_last_entry", None)
     if entry:

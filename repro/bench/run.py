@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from regate.gate import METHOD_VERSION
 from repro.bench import table
 from repro.bench.measure import measure
 from repro.bench.record import BenchRecord, write
-from repro.bench.workloads import Workload, nano, workloads
+from repro.bench.workloads import nano, workloads
 
 
 def bench(device: str, only: tuple[str, ...], rounds: int | None, nano_size: bool, runs: Path, seed: int = 0) -> int:
-    """The whole bench; its exit code: 2 for an unknown workload or device."""
-    todo = chosen(device, only, nano_size)
-    if todo is None:
+    """The whole bench, or the workloads in ``only``; the exit code: 2 for an unknown workload or device."""
+    known = {w.name: w for w in (nano(device) if nano_size else workloads(device))}
+    if not ready(device, only, known, "workload"):
         return 2
+    quiet()
+    todo = [w for name, w in known.items() if not only or name in only]
     made, started = environment(ROOT, threads=torch.get_num_threads()), now()
     measured: dict[str, dict[str, Any]] = {}
     for workload in todo:
@@ -48,19 +51,21 @@ def bench(device: str, only: tuple[str, ...], rounds: int | None, nano_size: boo
     return 0
 
 
-def chosen(device: str, only: tuple[str, ...], nano_size: bool) -> tuple[Workload, ...] | None:
-    """The workloads asked for; None, after saying why, where there are none."""
+def ready(device: str, only: tuple[str, ...], known: Collection[str], what: str) -> bool:
+    """Whether device and names are there; says what is not."""
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         print(f"device {device!r} is not there; known: cpu, and cuda where torch sees a GPU", file=sys.stderr)
-        return None
-    known = {w.name: w for w in (nano(device) if nano_size else workloads(device))}
-    unknown = set(only) - set(known)
+        return False
+    unknown = sorted(set(only) - set(known))
     if unknown:
-        print(f"unknown workload {sorted(unknown)[0]!r}; known: {', '.join(known)}", file=sys.stderr)
-        return None
+        print(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}", file=sys.stderr)
+    return not unknown
+
+
+def quiet() -> None:
+    """Trainers' remarks about a run of random weights are of no use to anybody."""
     transformers.utils.logging.set_verbosity_error()
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    return tuple(w for name, w in known.items() if not only or name in only)
+    warnings.filterwarnings("ignore", module=r"(trl|transformers|torch)\.")
 
 
 def now() -> str:

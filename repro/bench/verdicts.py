@@ -62,7 +62,7 @@ class Target:
 
 
 def realised(ratio: float, share: float) -> float:
-    """Share of the possible saving that a measured ratio of times realises: 1 at the bound, 0 where nothing is saved."""
+    """Share of the possible saving that a measured ratio of times realises: 1 at the bound, 0 if nothing is saved."""
     if not 0 < share < 1:
         raise ValueError(f"the FLOP share must lie between 0 and 1; got {share}")
     return (1 - ratio) / (1 - share)
