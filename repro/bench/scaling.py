@@ -69,7 +69,7 @@ def _workload(length: int, batch: int, decoder: Decoder) -> Workload:
 
 
 def measure_point(point: Point, device: str, folder: Path, seed: int) -> dict[str, Any]:
-    """Seconds of each round, saved bytes and FLOPs of each contestant; the token share of a gated step."""
+    """Seconds of each round, saved bytes, FLOPs and computed positions of each contestant."""
     arena = Arena.of(point.workload, device, folder, seed)
     trainers = {
         "stock": stock(arena),
@@ -77,13 +77,17 @@ def measure_point(point: Point, device: str, folder: Path, seed: int) -> dict[st
         "gated": ours(arena, policy="regate", keep_ratio=point.ratio),
     }
     lanes = {name: Lane(trainer) for name, trainer in trainers.items()}
-    found: dict[str, Any] = {"sweep": point.sweep, "x": point.x, "times": {}, "bytes": {}, "flops": {}}
+    found: dict[str, Any] = {"sweep": point.sweep, "x": point.x}
+    found |= {kind: {} for kind in ("times", "bytes", "flops", "positions")}
+    everything = point.workload.batch * point.workload.positions
     try:
         for name, lane in lanes.items():
             kept = SavedBytes(arena.model, arena.model.device)
             lane.step(kept)
             found["bytes"][name] = kept.bytes
             found["flops"][name] = flops_of(arena, lane.trainer, name)
+            entry = getattr(lane.trainer, "_last_entry", None)
+            found["positions"][name] = entry["tokens"].active if entry else everything
             found["times"][name] = []
         for _ in range(ROUNDS):
             for name, lane in lanes.items():
@@ -109,7 +113,10 @@ def sample_points(counts: tuple[int, ...], folder: Path) -> Iterator[tuple[str, 
             times["buffer"].append(time.perf_counter() - start)
             times["column"].append(reading_seconds(column, ids.tolist()))
         held = {"buffer": buffer.nbytes, "column": column.data.nbytes}
-        yield f"samples={count}", {"sweep": "samples", "x": count, "times": times, "bytes": held, "flops": {}}
+        yield (
+            f"samples={count}",
+            {"sweep": "samples", "x": count, "times": times, "bytes": held, "targets": ANSWER},
+        )
 
 
 def _seen(ids: np.ndarray) -> Observations:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -149,7 +148,7 @@ def _gating(record: BenchRecord) -> list[str]:
     return lines
 
 
-def files(records: Sequence[BenchRecord]) -> Mapping[str, Any]:
+def files(records: Sequence[BenchRecord]) -> dict[str, str]:
     """File name -> contents: one table a device."""
     return {
         "bench.md" if record.device == "cpu" else f"bench-{record.device}.md": to_markdown(record)
