@@ -22,7 +22,7 @@ from repro.bench.lanes import Lane, synchronize
 from repro.bench.verdicts import MIN_ROUNDS
 from repro.bench.workloads import Workload
 
-MAX_ROUNDS, OTHERS_EVERY, WARM_UP = 200, 5, 2
+MAX_ROUNDS, OTHERS_EVERY, WARM_UP = 200, 10, 2
 
 
 @dataclass
@@ -117,16 +117,22 @@ def flops_of(arena: Arena, trainer: Any, name: str) -> float:
 
 
 def teacher_rounds(arena: Arena, rounds: int, found: Measured) -> None:
-    """The teacher on one batch, in turn with a naive forward pass over the full length that computes all logits."""
+    """The teacher, in turn with a naive forward pass over the full length that computes all logits.
+
+    Both score the same rows, twice as many as fit into a batch of full length: the token budget of a batch is the same
+    for both, and compacted rows fit in together.
+    """
     workload = arena.workload
-    placeholder = arena.model.config.image_token_id
-    teacher = TextTeacher.of(arena.model, [placeholder], arena.tokenizer.pad_token_id)
-    batch = arena.collator([arena.rows[i] for i in range(workload.batch)])
+    at_once = max(1, workload.batch // 2)
+    teacher = TextTeacher.of(arena.model, [arena.model.config.image_token_id], arena.tokenizer.pad_token_id)
+    batch = arena.collator([arena.rows[i] for i in range(2 * at_once)])
     rows = list(zip(batch["input_ids"], batch["labels"], strict=True))
     device = arena.model.device
+    halves = [(rows_of.to(device), labels.to(device)) for rows_of, labels in zip(
+        batch["input_ids"].split(at_once), batch["labels"].split(at_once), strict=True)]  # fmt: skip
     contestants: dict[str, Callable[[], Any]] = {
-        "ours": lambda: score_rows(teacher, rows, batch_tokens=workload.batch * workload.positions),
-        "naive": lambda: naive_scores(teacher, batch["input_ids"].to(device), batch["labels"].to(device)),
+        "ours": lambda: score_rows(teacher, rows, batch_tokens=at_once * workload.positions),
+        "naive": lambda: [naive_scores(teacher, *half) for half in halves],
     }
     found.teacher = {name: [] for name in contestants}
     for number in range(-1, rounds):  # round -1 warms up
