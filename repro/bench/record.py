@@ -50,9 +50,7 @@ class BenchRecord:
         object.__setattr__(self, "config_hash", digest)
         for workload, values in self.measured.items():
             for group in LISTS[self.kind]:
-                lists = values.get(group)
-                need(isinstance(lists, Mapping), f"measured.{workload}.{group}", lists, "lists of seconds", AGAIN)
-                _check_lists(f"measured.{workload}.{group}", lists)
+                _check_lists(f"measured.{workload}.{group}", values.get(group))
 
     @property
     def name(self) -> str:
@@ -60,7 +58,8 @@ class BenchRecord:
         return f"{self.kind}-{self.device}"
 
 
-def _check_lists(name: str, lists: Mapping[str, Any]) -> None:
+def _check_lists(name: str, lists: Any) -> None:
+    need(isinstance(lists, Mapping), name, lists, "lists of seconds by name", AGAIN)
     lengths = set()
     for key, values in lists.items():
         good = isinstance(values, list) and all(v is None or is_number(v, 0) for v in values)

@@ -108,7 +108,7 @@ def test_realised_is_one_at_the_bound_and_zero_where_nothing_is_saved(share):
 def test_every_workload_has_the_contestants_that_its_targets_compare(device):
     for workload in workloads(device):
         assert {"stock", "dense", "gated"} <= set(workload.contestants) <= set(CONTESTANTS)
-        assert {"dense", "gated"} <= set(workload.timed)
+        assert "dense" in workload.timed
         assert workload.positions == workload.visual + workload.prompt + workload.answer
     shapes = {w.name: (w.visual, w.prompt, w.answer) for w in workloads(device)}
     assert shapes["short-bf16"] == shapes["short-fp32"] == (128, 24, 56)
