@@ -20,7 +20,7 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 plan world-check students example keep tables figures
+.PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 plan world-check students example keep tables figures bench bench-scaling
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,7 +29,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,bench,dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## create .venv with the pinned versions
@@ -41,6 +41,7 @@ check: setup types ## ruff, types, and whether committed tables and figures are 
 	$(BIN)/ruff check .
 	$(BIN)/python -m repro.tables --check
 	$(BIN)/python -m repro.figures --check
+	$(BIN)/python -m repro.bench.plots --check
 
 types: setup
 	$(BIN)/mypy
@@ -73,6 +74,13 @@ world-check: setup ## can gates differ in the embedded world? exits 1 if not
 students: setup ## the prepared students; REBUILD=1 makes them anew
 	$(BIN)/python -m repro.students --student $(subst $(comma), ,$(STUDENTS)) $(if $(REBUILD),--rebuild)
 
+bench: setup ## our steps against the stock Trainer's, TRL's and rivals, in turn: half an hour alone on two cores; DEVICE=cuda
+	$(BIN)/python -m repro bench --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
+
+bench-scaling: setup ## how time and memory grow with length, ratio, batch, vocabulary, samples: 15 minutes on two cores
+	$(BIN)/python -m repro bench --scaling --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m repro.bench.plots --runs $(RUNS)
+
 example: setup ## a small data set in LLaVA's format under runs/example, for the README's example
 	$(BIN)/python -m repro.example_data
 
@@ -84,3 +92,4 @@ tables: setup ## tables from records
 
 figures: setup ## figures from records
 	$(BIN)/python -m repro.figures --runs $(RUNS)
+	$(BIN)/python -m repro.bench.plots --runs $(RUNS)

@@ -20,6 +20,7 @@ PACKAGES = (
     "av",
     "pillow",
     "lmms-eval",
+    "trl",
 )
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = "results"  # records and tables: changes there do not change what a run computes

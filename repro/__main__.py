@@ -1,4 +1,4 @@
-"""`python -m repro table4|benchmarks|plan|run|world-check`: what the Makefile's targets call."""
+"""`python -m repro table4|benchmarks|plan|run|world-check|bench`: what the Makefile's targets call."""
 
 import dataclasses
 import os
@@ -96,6 +96,24 @@ class Run:
 
 
 @dataclass
+class Bench:
+    """Time our trainer's steps against the stock Trainer's, TRL's and rivals, in turn; half an hour on two cores."""
+
+    device: str = "cpu"
+    """cpu or cuda."""
+    only: tuple[str, ...] = ()
+    """Workloads, or sweeps with --scaling; left out, all."""
+    scaling: bool = False
+    """Sweeps of length, ratio, batch, vocabulary and samples instead: how cost grows."""
+    nano: bool = False
+    """Tiny sizes: does it run?"""
+    rounds: int | None = None
+    """So many rounds of each workload, in place of what fits into its time; fewer than 30 decide nothing."""
+    runs: Path = Path("runs")
+    """The record goes to RUNS/bench."""
+
+
+@dataclass
 class WorldCheck:
     """Can gates differ in this world? Prints what the design asks for, and exits 1 if it does not hold."""
 
@@ -180,10 +198,21 @@ def plan(args: Plan) -> int:
     return main(**options, as_json=as_json)
 
 
+def bench(args: Bench) -> int:
+    """The bench, or its sweeps."""
+    if args.scaling:
+        from repro.bench.scaling import scaling
+
+        return scaling(args.device, args.only, args.nano, args.runs)
+    from repro.bench.run import bench as run_bench
+
+    return run_bench(args.device, args.only, args.rounds, args.nano, args.runs)
+
+
 def main() -> int:
     """Entry point; returns the exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    commands = Table4 | Benchmarks | Plan | Run | WorldCheck
+    commands = Table4 | Benchmarks | Plan | Run | Bench | WorldCheck
     command = tyro.cli(commands, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
     if isinstance(command, Plan):
         return plan(command)
@@ -191,6 +220,8 @@ def main() -> int:
         from repro.benchmark_runs import benchmark_table
 
         return benchmark_table(command.table, command.students, command.seeds, command.runs, command.count)
+    if isinstance(command, Bench):
+        return bench(command)
     if isinstance(command, WorldCheck):
         from repro.world_check import world_check
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from eval import results as evaluations
+from repro.bench import record as bench_record
 from repro.benchmark_tables import run_name
 from repro.record import RecordError, load, write
 
@@ -32,7 +33,19 @@ def keep(runs: Path, results: Path) -> list[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             written.append(target)
-    return written + keep_results(runs / "eval", results / "evaluations")
+    return [
+        *written,
+        *keep_results(runs / "eval", results / "evaluations"),
+        *keep_bench(runs / "bench", results / "bench"),
+    ]
+
+
+def keep_bench(runs: Path, kept: Path) -> list[Path]:
+    """Copy records of the bench; RecordError for a damaged or unclean one."""
+    records, problems = bench_record.load(runs)
+    if problems:
+        raise problems[0]
+    return [bench_record.write(record, kept) for record in records]
 
 
 def keep_results(runs: Path, kept: Path) -> list[Path]:

@@ -19,6 +19,8 @@ import pandas as pd
 from eval import results as evaluations
 from eval.results import Result
 from repro import benchmark_tables, compare, render
+from repro.bench import record as bench_record
+from repro.bench import table as bench_table
 from repro.record import TOKEN_KINDS, Record, load
 from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
 from repro.rows import Published, measured_group, published_rows
@@ -227,9 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     published = read_published(options.results / "published.json")
     committed, problems = load([options.results / "records"])
     scored, unfit = evaluations.load(options.results / "evaluations")
-    kept = files(committed, published, [(result, "committed") for result in scored])
+    timed, unread = bench_record.load(options.results / "bench")
+    kept = files(committed, published, [(result, "committed") for result in scored]) | bench_table.files(timed)
     if options.check:
-        return report([*problems, *unfit, *render.stale(out, kept, SUFFIXES)])
+        return report([*problems, *unfit, *unread, *render.stale(out, kept, SUFFIXES)])
     own, damaged = load([options.runs])
     mine, broken = evaluations.load(options.runs / "eval")
     paths = save(out, kept) if kept else []
@@ -243,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     printed = [f"table{options.only}.md"] if options.only else sorted(everything)
     print("\n\n".join(everything[name] for name in printed if name.endswith(".md") and name in everything))
     print("\n".join(f"Written: {path}" for path in paths))
-    report([*problems, *unfit, *damaged, *broken])
+    report([*problems, *unfit, *unread, *damaged, *broken])
     return 0
 
 
