@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from regate.elision import Compaction, UnsupportedModel, causal_decoder
+from regate import UnsupportedModel
+from regate.elision import causal_decoder
 from regate.scoring import hashes
 
 
@@ -58,7 +59,9 @@ class RandomLTD:
         self._schedule: Schedule | None = None
         self._step = self._micro_batch = 0
         self._attended: Tensor | None = None  # bool [B, L] of the micro-batch under way
-        self._chosen: dict[int, tuple[Compaction, Tensor]] = {}
+        self._skipped: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # layer -> its positions [B, K], what it was given [B, L, D]
         self._handles = [self.decoder.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for number, layer in list(enumerate(layers))[1:-1]:
             self._handles.append(layer.register_forward_pre_hook(self._before(number), with_kwargs=True))
@@ -76,7 +79,7 @@ class RandomLTD:
     def disarm(self) -> None:
         """Compute everything again."""
         self._schedule, self._attended = None, None
-        self._chosen.clear()
+        self._skipped.clear()
 
     @contextlib.contextmanager
     def __call__(self, schedule: Schedule, step: int) -> Iterator[None]:
@@ -112,39 +115,51 @@ class RandomLTD:
             if kept == length:
                 return None
             index = self.positions(number, batch, length, kept, hidden.device)
-            active = torch.zeros(batch, length, dtype=torch.bool, device=hidden.device).scatter_(1, index, True)
-            compaction = Compaction(active, index, torch.ones_like(index, dtype=torch.bool))
-            self._chosen[number] = (compaction, hidden)
+            self._skipped[number] = (index, hidden)
             given = dict(kwargs) | {"hidden_states": hidden}
-            return (), {name: _kept(name, value, compaction) for name, value in given.items()}
+            return (), {name: _kept(name, value, index) for name, value in given.items()}
 
         return hook
 
     def _after(self, number: int):
         def hook(layer: nn.Module, args: tuple, output):
-            if number not in self._chosen:
+            if number not in self._skipped:
                 return None
-            compaction, hidden = self._chosen.pop(number)
-            if isinstance(output, tuple):
-                return (compaction.scatter(output[0], hidden), *output[1:])
-            return compaction.scatter(output, hidden)
+            index, given = self._skipped.pop(number)
+            computed = output[0] if isinstance(output, tuple) else output  # [B, K, D]
+            whole = given.flatten(0, 1).index_copy(0, _flat(index, given), computed.flatten(0, 1)).view_as(given)
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
         return hook
 
 
-def _kept(name: str, value: Any, compaction: Compaction) -> Any:
-    """A layer's input at the kept positions."""
+def _kept(name: str, value: Any, index: Tensor) -> Any:
+    """A layer's input at the positions ``index`` [B, K]."""
     if name == "hidden_states":
-        return compaction.gather(value)
+        return _take(value, index)
     if name == "position_embeddings":  # cosines and sines [B or 1, L, ...]
-        return tuple(compaction.gather(part) for part in value)
-    if name == "position_ids" and value is not None:
-        return compaction.gather_last(value)
-    if name == "attention_mask" and value is not None:  # [B, 1, L, L]; None: causal, as is any subset in order
-        return compaction.gather_square(value)
+        return tuple(_take(part, index) for part in value)
+    if name == "position_ids" and isinstance(value, Tensor) and value.ndim == 2:  # [B or 1, L]
+        return _take(value, index)
+    if name == "attention_mask" and isinstance(value, Tensor):
+        if value.ndim == 2:  # [B, L]
+            return _take(value, index)
+        rows = _take(value.transpose(1, 2), index)  # [B or 1, H, L, L] -> [B, K, H, L]
+        return _take(rows.permute(0, 3, 2, 1), index).permute(0, 2, 3, 1)  # [B, H, K, K]
     if isinstance(value, Tensor) and value.ndim > 1:
         raise UnsupportedModel(f"a decoder layer was given `{name}`, which Random-LTD does not understand")
     return value
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """``values`` [B or 1, L, ...] at ``index`` [B, K], row by row: [B, K, ...]."""
+    values = values.expand(len(index), *values.shape[1:])
+    return values.flatten(0, 1).index_select(0, _flat(index, values)).unflatten(0, index.shape)
+
+
+def _flat(index: Tensor, values: Tensor) -> Tensor:
+    """Positions [B, K] in rows of ``values`` [B, L, ...] -> positions [B * K] in all rows one after the other."""
+    return (index + torch.arange(len(index), device=index.device)[:, None] * values.shape[1]).flatten()
 
 
 class Arm(TrainerCallback):
