@@ -39,6 +39,13 @@ class ReGateConfig(TrainingArguments):
     max_length: int | None = field(default=None, metadata={"help": "Truncate conversations to so many positions."})
     num_frames: int = field(default=8, metadata={"help": "Frames sampled from each video."})
     on_bad_sample: str = field(default="raise", metadata={"help": "raise, or skip: log, count and leave out."})
+    cache_frames: str | None = field(
+        default=None, metadata={"help": "Folder where decoded video frames are kept, for this and later runs."}
+    )
+    cache_vision: str | None = field(
+        default=None, metadata={"help": "Folder where features of the frozen vision tower are kept."}
+    )
+    cache_gb: float = field(default=100.0, metadata={"help": "Limit of each of these folders, in 1e9 bytes."})
     trace_samples: list[int] = field(
         default_factory=list,
         metadata={
@@ -60,6 +67,7 @@ class ReGateConfig(TrainingArguments):
         self._within("policy", self.policy in POLICIES, f"one of {tuple(POLICIES)}")
         self._within("on_bad_sample", self.on_bad_sample in ("raise", "skip"), "'raise' or 'skip'")
         self._within("num_frames", self.num_frames >= 1, ">= 1")
+        self._within("cache_gb", self.cache_gb > 0, "> 0")
         self._within("max_length", self.max_length is None or self.max_length >= 1, "None or >= 1")
         self._within(
             "label_smoothing_factor", self.label_smoothing_factor == 0, "0: losses of kept targets are unsmoothed"
