@@ -37,21 +37,21 @@ class TowerOutput:
     """Outputs of a tower: of one call, or joined from stored ones. Remembers which of them the model reads.
 
     fields: {"last_hidden_state", "pooler_output", "hidden_states.I": Tensor [rows, ...]}; levels: how many hidden
-    states the tower gave, for negative indices.
+    states the tower gave, for negative indices; model: its name, for messages.
     """
 
-    def __init__(self, fields: dict[str, Tensor], levels: int):
-        self._fields, self._levels, self.read = fields, levels, set[str]()
+    def __init__(self, model: str, fields: dict[str, Tensor], levels: int):
+        self._model, self._fields, self._levels, self.read = model, fields, levels, set[str]()
 
     @classmethod
-    def of(cls, output: Any) -> "TowerOutput":
+    def of(cls, model: str, output: Any) -> "TowerOutput":
         """What a tower returned."""
         if not isinstance(output, transformers.utils.ModelOutput):
-            raise UnsupportedModel(f"a {type(output).__name__}, expected an output of transformers")
+            raise _unsupported(model, f"has a vision tower that returns a {type(output).__name__}")
         levels = output.get("hidden_states") or ()
         fields = {name: output[name] for name in _FIELDS if isinstance(output.get(name), Tensor)}
         fields |= {f"hidden_states.{i}": level for i, level in enumerate(levels) if level is not None}
-        return cls(fields, len(levels))
+        return cls(model, fields, len(levels))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -64,7 +64,8 @@ class TowerOutput:
     def take(self, name: str) -> Tensor:
         """A field, remembered as read; UnsupportedModel if there is none."""
         if name not in self._fields:
-            raise UnsupportedModel(f"reads `{name}` of its tower's output, expected one of {', '.join(self._fields)}")
+            known = ", ".join(self._fields)
+            raise _unsupported(self._model, f"reads `{name}` of its vision tower's output, where there is {known}")
         self.read.add(name)
         return self._fields[name]
 
@@ -172,15 +173,16 @@ class VisionCache:
             while ids:
                 expected, fields, levels = pieces.pop(ids[0], ([], {}, 0))
                 if not expected or ids[: len(expected)] != expected:
-                    raise self._unsupported("calls its tower on other pictures in a batch than for a sample alone")
+                    raise _unsupported(self.name, "calls its tower on other pictures in a batch than for a sample alone")
                 parts.append(fields)
                 ids = ids[len(expected) :]
-            return TowerOutput({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, levels)
+            joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
+            return TowerOutput(self.name, joined, levels)
 
         with self._instead(self.tower, answer):
             yield
         if pieces:
-            raise self._unsupported("does not give all of a batch's pictures to its tower")
+            raise _unsupported(self.name, "does not give all of a batch's pictures to its tower")
 
     # ---- a sample's outputs, computed ------------------------------------------------------------------------------
 
@@ -198,10 +200,7 @@ class VisionCache:
             real = _chosen(rows, numbers.flatten() - 1).reshape(given.shape).to(given.dtype)
             args = tuple(real if value is given else value for value in args)
             kwargs = {name: real if value is given else value for name, value in kwargs.items()}
-            try:
-                output = TowerOutput.of(self._tower_forward(*args, **kwargs))
-            except UnsupportedModel as error:
-                raise self._unsupported(f"has a vision tower that returns {error}") from error
+            output = TowerOutput.of(self.name, self._tower_forward(*args, **kwargs))
             calls.append((numbers, output))
             return output
 
@@ -211,10 +210,14 @@ class VisionCache:
         for i, (numbers, output) in enumerate(calls):
             features[f"{i}.numbers"] = numbers - 1
             features[f"{i}.levels"] = torch.tensor(output._levels)
-            features |= {f"{i}.{name}": output._fields[name] for name in sorted(output.read)}
+            for name in sorted(output.read):
+                order = _order(output._fields[name])
+                # Stored as it lies in memory: the same numbers in another order of dimensions round differently.
+                features[f"{i}.{name}"] = output._fields[name].permute(order).contiguous()
+                features[f"{i}.order.{name}"] = torch.tensor(order)
         seen = [number for numbers, _ in calls for number in numbers.flatten().tolist()]
         if not seen or len(set(seen)) < len(seen):
-            raise self._unsupported("calls its vision tower " + ("twice on a picture" if seen else "not at all"))
+            raise _unsupported(self.name, "calls its vision tower " + ("twice on a picture" if seen else "not at all"))
         kind = tuple(sorted((name, value.ndim) for name, value in pixels.items()))
         if kind not in self._checked:
             self._check(visual | {"features": features}, inputs)
@@ -236,10 +239,10 @@ class VisionCache:
             except UnsupportedModel:
                 raise
             except (RuntimeError, ValueError, IndexError) as error:
-                raise self._unsupported(f"{_PIXELS_ELSEWHERE} ({error})") from error
+                raise _unsupported(self.name, f"{_PIXELS_ELSEWHERE} ({error})") from error
             same = torch.equal if times == 1 else _close
             if found.keys() != expected.keys() or not all(same(found[name], expected[name]) for name in found):
-                raise self._unsupported(_PIXELS_ELSEWHERE)
+                raise _unsupported(self.name, _PIXELS_ELSEWHERE)
 
     def _decoder_inputs(self, inputs: dict[str, Tensor], joined: bool = False) -> dict[str, Tensor]:
         """Tensors that the decoder is given, in evaluation mode. ``inputs``: a batch, or (not joined) one sample."""
@@ -281,16 +284,17 @@ class VisionCache:
         """int64 [rows, pictures of a row]: the numbers in the stand-ins that a tower is given; from 1."""
         pixels = _pixels_of(args, kwargs)
         if pixels is None:
-            raise self._unsupported("gives its vision tower something other than pixels")
+            raise _unsupported(self.name, "gives its vision tower something other than pixels")
         digits = (pixels[..., 0, 0, :_DIGITS] if pixels.ndim >= 4 else pixels[..., :_DIGITS]).double().cpu()
         weights = torch.tensor([_BASE**i for i in range(_DIGITS)], dtype=torch.double)
         numbers = (digits * weights).sum(-1)
         if ((digits != digits.round()) | (digits < 0) | (digits >= _BASE)).any() or (numbers < 1).any():
-            raise self._unsupported(f"{_PIXELS_ELSEWHERE}, or gives it pictures that only fill up")
+            raise _unsupported(self.name, f"{_PIXELS_ELSEWHERE}, or gives it pictures that only fill up")
         return numbers.long().reshape(len(pixels), -1)
 
-    def _unsupported(self, what: str) -> UnsupportedModel:
-        return UnsupportedModel(f"cache_vision: {self.name} {what}; this is not supported. Train without cache_vision")
+
+def _unsupported(model: str, what: str) -> UnsupportedModel:
+    return UnsupportedModel(f"cache_vision: {model} {what}; this is not supported. Train without cache_vision")
 
 
 def frozen_tower(model: Any) -> nn.Module:
@@ -362,19 +366,30 @@ def stand_ins(visuals: list[Visual], device: torch.device) -> dict[str, Tensor]:
 
 def _pieces(features: dict[str, Tensor], device: torch.device) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
     """Stored outputs in the smallest parts that a batch may join anew: (numbers of pictures, fields, levels)."""
-    calls = sorted({int(name.split(".", 1)[0]) for name in features})
-    for i in calls:
-        fields = {
-            name.split(".", 1)[1]: value.to(device)
-            for name, value in features.items()
-            if name.startswith(f"{i}.") and name not in (f"{i}.numbers", f"{i}.levels")
-        }
+    for i in sorted({int(name.split(".", 1)[0]) for name in features}):
+        fields = {}
+        for name in features:
+            if name.startswith(f"{i}.order."):
+                field, order = name.removeprefix(f"{i}.order."), features[name]
+                fields[field] = features[f"{i}.{field}"].to(device).permute(*order.argsort().tolist())
         numbers, levels = features[f"{i}.numbers"].tolist(), int(features[f"{i}.levels"])
         if all(len(value) == len(numbers) for value in fields.values()):  # row by row
             for row, ids in enumerate(numbers):
                 yield ids, {name: value[row : row + 1] for name, value in fields.items()}, levels
         else:
             yield [n for ids in numbers for n in ids], fields, levels
+
+
+def _order(value: Tensor) -> list[int]:
+    """Dimensions from the outermost to the innermost in memory."""
+    return sorted(range(value.ndim), key=lambda d: -value.stride(d))
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Parts one after the other along the first dimension, in memory as they are."""
+    order = _order(max(parts, key=len))
+    inverse = [order.index(d) for d in range(len(order))]
+    return torch.cat([part.permute(order) for part in parts], dim=inverse[0]).permute(inverse)
 
 
 def _pixels_of(args: tuple, kwargs: dict) -> Any:
