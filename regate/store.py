@@ -56,10 +56,12 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
-            return self._damaged(path, str(error))
+            self._damaged(path, str(error))
+            return None
         checksum = tensors.pop(_CHECKSUM, None)
         if checksum is None or not torch.equal(checksum, _checksum(tensors)):
-            return self._damaged(path, "its content is not what was written")
+            self._damaged(path, "its content is not what was written")
+            return None
         return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> bool:

@@ -31,7 +31,6 @@ from regate.schedule import keep_ratio_at
 from regate.scoring import IGNORE, ordinals, shift_labels, spread
 from regate.tokens import placeholder_token_ids, special_token_ids
 from regate.trace import Trace
-from regate.vision_cache import VisionCache
 
 _CONVERSATION_COLUMNS = ("id", "messages", "images", "videos")
 _KEY = "_gated"  # where a batch carries its Gated through Trainer
@@ -119,7 +118,11 @@ class ReGateTrainer(SafeTrainer):
             raise ValueError(
                 "context and sequence parallelism split the sequence that the gate compacts: not supported"
             )
-        self.vision = VisionCache.of_trainer(self) if args.cache_vision else None
+        self.vision: Any = None
+        if args.cache_vision:
+            from regate.vision_cache import VisionCache
+
+            self.vision = VisionCache.of_trainer(self)
         self.data_collator = GateCollator(self.data_collator)
         # The stock count of targets sees the gated labels, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = True
@@ -253,11 +256,14 @@ class ReGateTrainer(SafeTrainer):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         gate, shifted = gated.gate, inputs.pop("shift_labels")
         del inputs["labels"]
-        with seeing, self.elision(
-            gate.active if gate.elides else None,
-            gate.supervised,
-            passthrough=gate.elides and self.args.active_set == "kept-passthrough",
-            expects_multimodal_rope=gated.has_visual,
+        with (
+            seeing,
+            self.elision(
+                gate.active if gate.elides else None,
+                gate.supervised,
+                passthrough=gate.elides and self.args.active_set == "kept-passthrough",
+                expects_multimodal_rope=gated.has_visual,
+            ),
         ):
             outputs = model(**inputs)
         wanted = shifted[gate.supervised]  # [N]

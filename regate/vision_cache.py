@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from regate.elision import UnsupportedModel
 from regate.store import bytes_of, key_of
-from regate.vision_rows import KEY, Visual, VisionRows, is_pixels, leading, number_of_pictures
+from regate.vision_rows import KEY, VisionRows, Visual, is_pixels, leading, number_of_pictures
 
 _DIGITS, _BASE = 4, 128  # a picture's number as digits that every float dtype holds exactly
 _FIELDS = ("last_hidden_state", "pooler_output")
@@ -148,8 +148,9 @@ class VisionCache:
         present: list[Visual] = [visual for visual in batch.pop(KEY, []) if visual is not None]
         for visual in present:
             if visual["features"] is None:
-                visual["features"] = self._record(visual, batch["input_ids"].device)
-                self.rows.store.put(visual["key"], visual["features"])
+                features = self._record(visual, batch["input_ids"].device)
+                self.rows.store.put(visual["key"], features)
+                visual["features"] = features
         with self._replay(batch, present):
             yield
 
@@ -173,7 +174,9 @@ class VisionCache:
             while ids:
                 expected, fields, levels = pieces.pop(ids[0], ([], {}, 0))
                 if not expected or ids[: len(expected)] != expected:
-                    raise _unsupported(self.name, "calls its tower on other pictures in a batch than for a sample alone")
+                    raise _unsupported(
+                        self.name, "calls its tower on other pictures in a batch than for a sample alone"
+                    )
                 parts.append(fields)
                 ids = ids[len(expected) :]
             joined = {name: _join([part[name] for part in parts]) for name in parts[0]}

@@ -49,7 +49,11 @@ def write_videos(folder: Path, samples: int, enlarge: int, slow: int) -> Path:
         frames = world.render(scene)
         with av.open(str(folder / f"{number:04d}.mp4"), "w") as container:
             stream: Any = container.add_stream("libx264", rate=4 * slow, options={"preset": "veryfast", "crf": "23"})
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1] * enlarge, frames.shape[2] * enlarge, "yuv420p"
+            stream.height, stream.width, stream.pix_fmt = (
+                frames.shape[1] * enlarge,
+                frames.shape[2] * enlarge,
+                "yuv420p",
+            )
             for frame in frames.repeat(enlarge, 1).repeat(enlarge, 2).repeat(slow, 0):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode())
@@ -68,11 +72,11 @@ def micro() -> Built:
 
 
 def onevision() -> Built:
-    """LLaVA-OneVision's class with random weights: SigLIP of ViT-S's size at 224 pixels, Qwen2 of SmolLM2-135M's shape
-    (with a small vocabulary), LoRA on the decoder."""
+    """LLaVA-OneVision's class with random weights: SigLIP of ViT-S's size at 224 pixels, Qwen2 with a third of
+    SmolLM2-135M's layers and a small vocabulary, LoRA on the decoder."""
     t = transformers
     tokenizer = AutoProcessor.from_pretrained(STUDENT).tokenizer
-    tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": "<image>", "video_token": "<video>"}})
+    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
     square, grid = {"height": 224, "width": 224}, [[224, 224]]
     processor = t.LlavaOnevisionProcessor(
         image_processor=t.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=grid),
@@ -84,7 +88,7 @@ def onevision() -> Built:
     )
     vision = {"model_type": "siglip_vision_model", "hidden_size": 384, "intermediate_size": 1536, "patch_size": 16}
     vision |= {"num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 224, "vision_use_head": False}
-    text = {"model_type": "qwen2", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    text = {"model_type": "qwen2", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 10}
     text |= {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": len(tokenizer)}
     config = t.LlavaOnevisionConfig(
         vision_config=vision,

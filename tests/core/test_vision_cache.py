@@ -1,4 +1,4 @@
-"""Training with stored vision features is training with the tower: the same losses, cold, warm, and after any mishap."""
+"""Training with stored vision features is training with the tower: the same losses, cold, warm, after any mishap."""
 
 import json
 import os
@@ -43,7 +43,11 @@ def rows(tmp_path_factory):
     """Videos, images, several of them and none; wide pictures for those that cut tiles; two questions on one video."""
     folder = tmp_path_factory.mktemp("conversations")
     write_image(folder / "media" / "wide.png", (64, 32), 2)
-    both = [{"type": "image", "path": "wide.png"}, {"type": "video", "path": "a.mp4"}, {"type": "text", "text": "Both?"}]
+    both = [
+        {"type": "image", "path": "wide.png"},
+        {"type": "video", "path": "a.mp4"},
+        {"type": "text", "text": "Both?"},
+    ]
     extra = [
         {"id": "wide", "image": "wide.png", "conversations": turns("What is it?", "A wide picture.")},
         {"id": "both", "messages": [{"role": "user", "content": both}, {"role": "assistant", "content": "Yes."}]},
@@ -380,7 +384,7 @@ def test_a_read_that_is_not_stored_is_named():
     assert output[0] is output.last_hidden_state
     assert output.read == {"last_hidden_state", "hidden_states.1"}
     for read in (lambda: output.pooler_output, lambda: output.hidden_states[0], lambda: output[1]):
-        with pytest.raises(UnsupportedModel, match="Model reads .* where there is last_hidden_state, hidden_states.1"):
+        with pytest.raises(UnsupportedModel, match=r"Model reads .* where there is last_hidden_state, hidden_states.1"):
             read()
     with pytest.raises(IndexError):
         output.hidden_states[3]

@@ -81,7 +81,7 @@ def test_a_bad_sample_is_named_as_it_is(workers, bad_rows, tmp_path):
     assert error.value.sample_id in ("broken-0", "broken-1")
     assert error.value.file.endswith("x.mp4")
     trainer = trainer_of(tmp_path / "e", bad_rows, dataloader_num_workers=workers, per_device_eval_batch_size=4)
-    with pytest.raises(BadSample, match="^sample 'broken-0'"):
+    with pytest.raises(BadSample, match=r"^sample 'broken-0'"):
         trainer.evaluate(bad_rows)
 
 
@@ -103,7 +103,8 @@ def test_the_command_says_it_in_one_message(bad_rows, tmp_path, capsys):
     processor.save_pretrained(tmp_path / "model")
     bad_rows.save_to_disk(tmp_path / "rows")
     command = ["train", "--model", tmp_path / "model", "--data", tmp_path / "rows", "--output", tmp_path / "run"]
-    command += "--policy dense --num-frames 2 --cpu --batch-size 2 --max-steps 5 --workers 2".split()
+    options = "--policy dense --num-frames 2 --cpu --batch-size 2 --max-steps 5 --workers 2"
+    command += options.split()
     with pytest.raises(SystemExit) as left:
         main(list(map(str, command)))
     message = capsys.readouterr().err
@@ -125,7 +126,8 @@ def test_caches_and_the_wait_from_the_command_line(tmp_path, capsys):
     entries = large(tmp_path / "frames")
     assert len(entries) == 2
     command = ["train", "--model", str(tmp_path / "model"), "--data", scored, "--cpu", "--batch-size", "2", *media]
-    command += "--max-steps 4 --freeze-vision --workers 1 --gate-warmup-steps 1 --cycle 2 --dense-steps 1".split()
+    options = "--max-steps 4 --freeze-vision --workers 1 --gate-warmup-steps 1 --cycle 2 --dense-steps 1"
+    command += options.split()
     for run in ("plain", "cold", "warm"):
         cache = [] if run == "plain" else ["--cache-vision", str(tmp_path / "vision")]
         main([*command, "--output", str(tmp_path / run), *cache])
