@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -136,17 +137,31 @@ class StepClock(TrainerCallback):
     """Seconds of each optimizer step, data loading included, evaluation and checkpointing left out.
 
     Works in any Trainer. ``seconds`` holds the steps of this process; on a GPU kernels are waited for at step ends.
+    ``data_seconds`` holds how much of them went by until batches were there, where they come through :meth:`waiting`.
     Peak memory is counted anew after each pause, so that an evaluation does not stand in it.
     """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._last = 0.0
+        self.data_seconds: list[float] = []
+        self._last = self._waited = 0.0
+
+    def waiting(self, batches: Iterator) -> Iterator:
+        """The same batches; counts how long each was waited for."""
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - start
+            yield batch
 
     def restart(self, *args, **kwargs) -> None:
         """Leave the time since the last step out: something other than training went on."""
         reset_peak_memory()
-        self._last = time.perf_counter()
+        self._last, self._waited = time.perf_counter(), 0.0
 
     on_train_begin = on_evaluate = on_save = restart
 
@@ -155,7 +170,8 @@ class StepClock(TrainerCallback):
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds.append(now - self._last)
-        self._last = now
+        self.data_seconds.append(self._waited)
+        self._last, self._waited = now, 0.0
 
 
 class StepLog:

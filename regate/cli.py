@@ -45,6 +45,10 @@ class Reference:
     """Tokens a batch of the teacher: less if memory runs out."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the teacher's weights; auto: as they are stored."""
+    cache_frames: Path | None = None
+    """A folder to keep decoded video frames in: training with the same --cache-frames does not decode again."""
+    cache_gb: float = 100.0
+    """Limit of that folder, in 1e9 bytes."""
     overwrite: bool = False
     """Replace what is in the output folder."""
 
@@ -95,8 +99,16 @@ class Train:
     """Frames of each video. Left out: as the data were scored, or 8."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
     """Stop at a sample that cannot be used, or log it and leave it out."""
-    workers: int = 0
-    """Processes that load data."""
+    workers: int | None = None
+    """Processes that load data, a rank. Left out: 0 on the CPU, where they would take cores from the training; with a
+    GPU the rank's share of the cores less one, at most 8."""
+    cache_frames: Path | None = None
+    """A folder to keep decoded video frames in, for this and later runs."""
+    cache_vision: Path | None = None
+    """A folder to keep the features of a frozen vision tower in, for later epochs and runs: neither videos nor the
+    tower are touched again. Needs --freeze-vision or --lora-r."""
+    cache_gb: float = 100.0
+    """Limit of each of these folders, in 1e9 bytes."""
 
     learning_rate: float = 1e-5
     lr_scheduler: str = "cosine"

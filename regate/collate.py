@@ -5,8 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
+
+from regate.turns import BadSample
 
 OWN_COLUMNS = ("sample_id", "reference_losses", "reference_id")
+_BAD = "_bad_sample"
 
 
 class GateCollator:
@@ -14,13 +18,21 @@ class GateCollator:
 
     Adds ``sample_id`` int64 [B], ``reference_losses`` float32 [B, N] (NaN past an answer's end) where rows have them,
     and ``num_skipped`` where the collator left rows out (it then lists the ones it took in ``last_kept``).
+
+    In a data loader's worker a BadSample is not raised but becomes the batch, for :func:`intact` to raise where it is
+    used: as it is, and not as text inside a traceback.
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
         self.collator = collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in rows])
+        try:
+            batch = self.collator([{k: v for k, v in row.items() if k not in OWN_COLUMNS} for row in rows])
+        except BadSample as error:
+            if get_worker_info() is None:
+                raise
+            return {_BAD: error}
         taken = getattr(self.collator, "last_kept", None)
         taken = range(len(rows)) if taken is None else taken
         batch["num_skipped"] = len(rows) - len(taken)
@@ -32,3 +44,10 @@ class GateCollator:
                 losses, batch_first=True, padding_value=math.nan
             )
         return batch
+
+
+def intact(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch; raises the BadSample that a worker found in its place."""
+    if _BAD in batch:
+        raise batch[_BAD]
+    return batch

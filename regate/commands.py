@@ -22,12 +22,24 @@ from regate.accounting import read_steps
 from regate.cli import Reference, Show, Train
 from regate.conversations import BadSamples, load_conversations
 from regate.data import ConversationEncoder
+from regate.media_cache import FrameCache
 from regate.scoring import IGNORE, hashes, select
 from regate.tokens import special_token_ids
 
 SETTINGS = "regate.json"  # beside the data or the checkpoints: what they were made with
 # What may change between the parts of one run.
-_MAY_CHANGE = {"epochs", "max_steps", "save_steps", "keep_checkpoints", "logging_steps", "workers", "output", "cpu"}
+_MAY_CHANGE = {
+    "epochs",
+    "max_steps",
+    "save_steps",
+    "keep_checkpoints",
+    "logging_steps",
+    "workers",
+    "cache_frames",
+    "cache_gb",
+    "output",
+    "cpu",
+}
 
 
 class UserError(ValueError):
@@ -59,6 +71,7 @@ def reference(args: Reference) -> None:
         cache_dir=parts,
         shard_rows=1024,
         on_bad_sample=args.on_bad_sample,
+        frames=FrameCache(args.cache_frames, args.cache_gb) if args.cache_frames else None,
     )
     left_out = skipped.count + len(table) - len(scored)
     if not len(scored):
@@ -204,6 +217,8 @@ def training_arguments(args: Train, made_with: dict[str, Any]) -> ReGateConfig:
     teacher = args.teacher
     if teacher is None and made_with.get("teacher"):  # the user chose it when the data were scored
         teacher = dict(part.split("=", 1) for part in made_with["reference_id"].split(";"))["teacher"]
+    cpu = args.cpu or not torch.accelerator.is_available()
+    workers = default_workers(cpu) if args.workers is None else args.workers
     return ReGateConfig(
         output_dir=str(args.output),
         keep_ratio=args.keep_ratio,
@@ -220,7 +235,11 @@ def training_arguments(args: Train, made_with: dict[str, Any]) -> ReGateConfig:
         max_length=args.max_length,
         num_frames=8 if args.num_frames is None else args.num_frames,
         on_bad_sample=args.on_bad_sample,
-        dataloader_num_workers=args.workers,
+        cache_frames=str(args.cache_frames) if args.cache_frames else None,
+        cache_vision=str(args.cache_vision) if args.cache_vision else None,
+        cache_gb=args.cache_gb,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler,
         warmup_steps=args.lr_warmup_steps,
@@ -234,12 +253,20 @@ def training_arguments(args: Train, made_with: dict[str, Any]) -> ReGateConfig:
         activation_checkpointing=args.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if args.gradient_checkpointing else None,
         seed=args.seed,
-        use_cpu=args.cpu or not torch.accelerator.is_available(),
+        use_cpu=cpu,
         save_steps=args.save_steps,
         save_total_limit=args.keep_checkpoints,
         logging_steps=args.logging_steps,
         report_to="none",
     )
+
+
+def default_workers(cpu: bool) -> int:
+    """Processes that load data for one rank: none where they would take cores from the training."""
+    if cpu:
+        return 0
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, len(os.sched_getaffinity(0)) // ranks - 1))
 
 
 def freeze_vision(model: Any) -> None:
@@ -344,6 +371,15 @@ def _print_run(output: Path, skipped: int, final: Path) -> None:
             f"({total['supervised'] / total['target']:.1%}); loss of the last steps "
             f"{sum(losses) / max(1, len(losses)):.3f}; {skipped} samples skipped"
         )
+        # Of the log's part that has these numbers, and without the first step, which starts everything.
+        timed = [step for step in steps[1:] if "data_seconds" in step]
+        seconds = sum(step["seconds"] for step in timed)
+        if seconds:
+            waiting = sum(step["data_seconds"] for step in timed) / seconds
+            print(
+                f"{sum(step['samples'] for step in timed) / seconds:.2f} samples a second; {waiting:.1%} of the time "
+                "waiting for data" + (" (docs/input.md: what helps)" if waiting > 0.1 else "")
+            )
     print(f"every step: {output / 'steps.jsonl'}\nmodel and processor: {final}")
 
 

@@ -57,6 +57,13 @@ class ReGateConfig(TrainingArguments):
     compile_decoder: bool = field(
         default=False, metadata={"help": "torch.compile the decoder, once for all lengths, in training steps only."}
     )
+    cache_frames: str | None = field(
+        default=None, metadata={"help": "Folder where decoded video frames are kept, for this and later runs."}
+    )
+    cache_vision: str | None = field(
+        default=None, metadata={"help": "Folder where features of the frozen vision tower are kept."}
+    )
+    cache_gb: float = field(default=100.0, metadata={"help": "Limit of each of these folders, in 1e9 bytes."})
     trace_samples: list[int] = field(
         default_factory=list,
         metadata={
@@ -80,6 +87,7 @@ class ReGateConfig(TrainingArguments):
         self._within("loss_path", self.loss_path in LOSS_PATHS, f"one of {LOSS_PATHS}")
         self._within("on_bad_sample", self.on_bad_sample in ("raise", "skip"), "'raise' or 'skip'")
         self._within("num_frames", self.num_frames >= 1, ">= 1")
+        self._within("cache_gb", self.cache_gb > 0, "> 0")
         self._within("max_length", self.max_length is None or self.max_length >= 1, "None or >= 1")
         self._within(
             "label_smoothing_factor", self.label_smoothing_factor == 0, "0: losses of kept targets are unsmoothed"

@@ -18,9 +18,11 @@ import torch
 
 from regate.conversations import BadSamples, load_conversations
 from regate.media import MediaError, Video, load_video, midpoints, read_image, read_video
+from regate.media_cache import FrameCache
 from regate.targets import answer_spans, mask_from_offsets, mask_from_prefixes, render, template_of
 from regate.tokens import placeholder_token_ids, special_token_ids, tokenizer_of
 from regate.turns import BadSample
+from regate.vision_rows import KEY, VisionRows
 
 __all__ = [
     "BadSample",
@@ -45,18 +47,26 @@ class ConversationEncoder:
         processor: of any multimodal model of transformers, with a chat template.
         max_length: cut the text's tail beyond so many tokens; None: never.
         num_frames: frames of each video.
+        frames: where decoded frames are kept; None: videos are decoded each time.
 
     Raises:
         ValueError: max_length or num_frames below 1; no chat template.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, num_frames: int = 8) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        num_frames: int = 8,
+        frames: FrameCache | None = None,
+    ) -> None:
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length is {max_length}, expected at least 1, or None")
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}, expected at least 1")
         template_of(processor)
         self.processor, self.max_length, self.num_frames = processor, max_length, num_frames
+        self._load = load_video if frames is None else frames.load
         placeholders = placeholder_token_ids(processor)
         self._placeholders = torch.tensor(sorted(placeholders), dtype=torch.int64)
         self._markers = special_token_ids(processor) - placeholders
@@ -109,7 +119,7 @@ class ConversationEncoder:
         clips = [(item["start"], item["end"]) if "start" in item else None for item in items]
         choose = getattr(self.processor, "choose_frames", midpoints)
         clips += [None] * (len(paths) - len(clips))  # fewer placeholders than files is told as that, later
-        return [load_video(path, self.num_frames, clip, choose) for path, clip in zip(paths, clips, strict=False)]
+        return [self._load(path, self.num_frames, clip, choose) for path, clip in zip(paths, clips, strict=False)]
 
     def process(
         self, text: str, images: list, videos: list[Video], told: bool = True
@@ -204,11 +214,14 @@ class ConversationCollator:
     pickled; in a data loader's worker each copy counts for itself.
 
     Args:
-        processor, max_length, num_frames: see `ConversationEncoder`.
+        processor, max_length, num_frames, frames: see `ConversationEncoder`.
         padding_side: "right" or "left"; None: the tokenizer's.
         on_bad_sample: "raise", or "skip" (leave such rows out, log and count them).
 
     Attributes:
+        encode: a row -> its inputs, a `ConversationEncoder`.
+        vision: where features of a frozen vision tower are kept, or None (the default). With it a batch holds no
+            pixels, but under `regate.vision_rows.KEY` what `regate.vision_cache.VisionCache` needs in their place.
         last_kept: which rows of the last call are in its batch, in order.
         skipped: how many rows were left out in all calls.
         bad: their count and the first messages.
@@ -221,12 +234,14 @@ class ConversationCollator:
         num_frames: int = 8,
         padding_side: str | None = None,
         on_bad_sample: str = "raise",
+        frames: FrameCache | None = None,
     ) -> None:
         if padding_side not in (None, "right", "left"):
             raise ValueError(f"padding_side is {padding_side!r}, expected 'right', 'left' or None")
         if on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample is {on_bad_sample!r}, expected 'raise' or 'skip'")
-        self.encode = ConversationEncoder(processor, max_length, num_frames)
+        self.encode = ConversationEncoder(processor, max_length, num_frames, frames)
+        self.vision: VisionRows | None = None
         tokenizer = tokenizer_of(processor)
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token, expected one: set processor.tokenizer.pad_token")
@@ -251,11 +266,16 @@ class ConversationCollator:
         Raises:
             BadSample: a row cannot be used and `on_bad_sample` is "raise", or no row can.
         """
-        encoded, self.last_kept = [], []
+        encoded, seen, self.last_kept = [], [], []
         first: BadSample | None = None
         for index, row in enumerate(rows):
             try:
-                encoded.append(self.encode(row))
+                if self.vision is None:
+                    encoded.append(self.encode(row))
+                else:
+                    inputs, visual = self.vision(row)
+                    encoded.append(inputs)
+                    seen.append(visual)
                 self.last_kept.append(index)
             except BadSample as error:
                 if self.on_bad_sample == "raise":
@@ -265,7 +285,8 @@ class ConversationCollator:
         if not encoded:
             message = f"none of the {len(rows)} samples of a batch can be used; the first: {first}"
             raise BadSample(message, getattr(first, "sample_id", None), getattr(first, "file", None))
-        return join(encoded, self.pad_token_id, self.padding_side)
+        batch = join(encoded, self.pad_token_id, self.padding_side)
+        return batch if self.vision is None else batch | {KEY: seen}
 
 
 def join(encoded: list[dict[str, torch.Tensor]], pad_token_id: int, padding_side: str) -> dict[str, torch.Tensor]:

@@ -124,7 +124,7 @@ def load_video(
                 raise _error(path, f"no video stream ({kinds})", expected)
             rate = container.streams.video[0].average_rate
             fps = float(rate) if rate else None
-            return _decode(path, container, fps, partial(_chosen, path, num_frames, clip, choose, fps))
+            return _decode(path, container, fps, partial(wanted_frames, path, num_frames, clip, choose, fps))
     except (av.FFmpegError, EOFError) as error:  # av's errors are also OSErrors and ValueErrors of many kinds
         raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
 
@@ -170,7 +170,7 @@ def keep_bytes(data: bytes, name: str | None = None) -> str:
     return str(path)
 
 
-def _chosen(
+def wanted_frames(
     path: Path,
     num_frames: int,
     clip: Clip | None,
@@ -178,7 +178,17 @@ def _chosen(
     fps: float | None,
     total: int,
 ) -> list[int]:
-    """The wanted frame numbers of a video of `total` frames, counted from the video's start."""
+    """The wanted frame numbers of a video of `total` frames, counted from the video's start.
+
+    Args:
+        path: for messages.
+        num_frames, clip, choose: see `load_video`.
+        fps: frames per second, or None where nobody tells.
+        total: number of frames there are.
+
+    Raises:
+        MediaError: a clip that holds no frame, or of a video whose frame rate nobody tells.
+    """
     if clip is None:
         return choose(total, num_frames)
     start, end = clip
@@ -198,7 +208,7 @@ def _load_folder(path: Path, num_frames: int, clip: Clip | None, choose: Callabl
     if not files:
         raise _error(path, "a folder without images", f"a folder of frames ({', '.join(IMAGE_ENDINGS[:3])}, ...)")
     files.sort(key=lambda f: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", f.name)])
-    indices = _chosen(path, num_frames, clip, choose, None, len(files))
+    indices = wanted_frames(path, num_frames, clip, choose, None, len(files))
     frames = {i: np.asarray(read_image(files[i])) for i in sorted(set(indices))}
     _one_size(path, frames)
     return Video(np.stack([frames[i] for i in indices]), indices, len(files), None)

@@ -47,6 +47,7 @@ def add_reference_losses(
     cache_dir: str | os.PathLike[str] | None = None,
     shard_rows: int = 4096,
     on_bad_sample: str = "raise",
+    frames: Any = None,
 ) -> datasets.Dataset:
     """The data set with the text-only teacher's loss of every target token (Eq. 1), in nats.
 
@@ -57,7 +58,8 @@ def add_reference_losses(
 
     With ``cache_dir`` every ``shard_rows`` rows are a file, written whole or not at all; a second call, after a kill
     too, computes only what is missing, and under torchrun each process computes its share. ``on_bad_sample="skip"``
-    leaves rows out that cannot be encoded, and logs them.
+    leaves rows out that cannot be encoded, and logs them. ``frames``, a :class:`regate.media_cache.FrameCache`, keeps
+    the decoded frames for the training.
 
     Raises ValueError for a data set that is scored already, a teacher with another tokenizer, and unusable rows.
     """
@@ -73,7 +75,7 @@ def add_reference_losses(
         placeholders="attended" if attend_placeholders else "masked",
         **encoding_identity(dataset.column_names, processor, max_length, num_frames, encode),
     )
-    encode = encode or encoder_of(dataset.column_names, processor, max_length, num_frames)
+    encode = encode or encoder_of(dataset.column_names, processor, max_length, num_frames, frames)
     progress = tqdm(total=len(dataset), desc="reference losses", unit="sample", delay=5)
 
     def shard(start: int) -> pa.Table:
@@ -96,7 +98,9 @@ def add_reference_losses(
     return datasets.concatenate_datasets([dataset, scored.remove_columns("sample_id")], axis=1)
 
 
-def encoder_of(columns: list[str], processor: Any, max_length: int | None, num_frames: int) -> Encoder:
+def encoder_of(
+    columns: list[str], processor: Any, max_length: int | None, num_frames: int, frames: Any = None
+) -> Encoder:
     """How rows with these columns become ``input_ids`` and ``labels``."""
     if {"input_ids", "labels"} <= set(columns):
         return lambda row: {"input_ids": torch.as_tensor(row["input_ids"]), "labels": torch.as_tensor(row["labels"])}
@@ -107,7 +111,7 @@ def encoder_of(columns: list[str], processor: Any, max_length: int | None, num_f
         )
     from regate.data import ConversationEncoder
 
-    return ConversationEncoder(processor, max_length, num_frames)
+    return ConversationEncoder(processor, max_length, num_frames, frames)
 
 
 def identity(**parts: str) -> str:

@@ -6,6 +6,7 @@ too, and in sparse steps the decoder runs on active positions only; (3) the diff
 and saved with it. Checkpoints are SafeTrainer's: complete or not used, and resuming loads every weight or fails.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from transformers import ProcessorMixin, TrainerCallback
 
 from regate.accounting import FlopModel, StepClock, StepLog, Tokens, causal_pairs, count_tokens, peak_memory_bytes
 from regate.checkpoint import SafeTrainer
-from regate.collate import OWN_COLUMNS, GateCollator
+from regate.collate import OWN_COLUMNS, GateCollator, intact
 from regate.config import ReGateConfig
 from regate.difficulty import DifficultyBuffer, Observations
 from regate.elision import Elision
@@ -56,7 +57,7 @@ class Step:
 
     epoch: int
     ratio: float
-    counts: list[Tensor] = field(default_factory=list)  # int64 [9]: Tokens, causal pairs, skipped
+    counts: list[Tensor] = field(default_factory=list)  # int64 [10]: Tokens, causal pairs, skipped, samples
     sums: list[Tensor] = field(default_factory=list)  # float64 [8]: four (sum, count) pairs
     observations: list[Observations] = field(default_factory=list)
 
@@ -97,10 +98,14 @@ class ReGateTrainer(SafeTrainer):
             if not isinstance(processing_class, ProcessorMixin):
                 raise ValueError("rows are conversations: pass the model's processor as processing_class")
             from regate.data import ConversationCollator
+            from regate.media_cache import FrameCache
 
+            frames = FrameCache(args.cache_frames, args.cache_gb) if args.cache_frames else None
             data_collator = ConversationCollator(
-                processing_class, args.max_length, args.num_frames, on_bad_sample=args.on_bad_sample
+                processing_class, args.max_length, args.num_frames, on_bad_sample=args.on_bad_sample, frames=frames
             )
+        elif args.cache_frames:
+            raise ValueError("cache_frames works in the trainer's own collator: give yours frames=FrameCache(...)")
         super().__init__(
             model,
             args,
@@ -116,6 +121,11 @@ class ReGateTrainer(SafeTrainer):
             raise ValueError(
                 "context and sequence parallelism split the sequence that the gate compacts: not supported"
             )
+        self.vision: Any = None
+        if args.cache_vision:
+            from regate.vision_cache import VisionCache
+
+            self.vision = VisionCache.of_trainer(self)
         self.data_collator = GateCollator(self.data_collator)
         # The stock count of targets sees the gated labels, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = True
@@ -156,6 +166,14 @@ class ReGateTrainer(SafeTrainer):
         sample_ids = self.train_dataset.with_format("numpy", columns=["sample_id"])[:]["sample_id"]
         return DifficultyBuffer(sample_ids, counts, self.args.beta)
 
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        if self.vision is not None and (is_training or self.vision.rows.tower is None):
+            self.vision.bind(self.args.device)  # after a checkpoint was loaded
+        return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return super()._prepare_inputs(intact(inputs))
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = [*self._signature_columns, *OWN_COLUMNS, *_CONVERSATION_COLUMNS]
@@ -172,10 +190,10 @@ class ReGateTrainer(SafeTrainer):
             dense_steps=self.args.dense_steps,
         )
         self._step = Step(epoch=int(self.state.epoch + 1e-6), ratio=1.0 if self.policy.score is None else ratio)
-        return super().get_batch_samples(map(self._gated, epoch_iterator), num_batches, device)
+        return super().get_batch_samples(map(self._gated, self.clock.waiting(epoch_iterator)), num_batches, device)
 
     def _gated(self, batch: dict[str, Any]) -> dict[str, Any]:
-        labels: Tensor = batch["labels"]
+        labels: Tensor = intact(batch)["labels"]
         if labels.ndim != 2:
             raise ValueError(f"labels of shape [batch, length] are expected; got {tuple(labels.shape)}")
         mask = batch.get("attention_mask")
@@ -208,7 +226,7 @@ class ReGateTrainer(SafeTrainer):
         counts = count_tokens(
             batch["input_ids"], labels, attended, self._placeholder_ids.to(labels.device), gate.active, gate.supervised
         )
-        extra = torch.stack([causal_pairs(gate.active), counts.new_tensor(skipped)])
+        extra = torch.stack([causal_pairs(gate.active), *counts.new_tensor([skipped, len(labels)])])
         self._step.counts.append(torch.cat([counts, extra]))
         # Trainer counts these, and compute_loss takes its targets from them.
         batch["shift_labels"] = shifted.masked_fill(~gate.supervised, IGNORE)
@@ -239,17 +257,22 @@ class ReGateTrainer(SafeTrainer):
     ):
         inputs = {k: v for k, v in inputs.items() if k not in (*OWN_COLUMNS, "num_skipped")}
         gated: Gated | None = inputs.pop(_KEY, None)
+        seeing = self.vision(inputs) if self.vision is not None else contextlib.nullcontext()
         if gated is None:  # evaluation
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with seeing:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         gate, shifted = gated.gate, inputs.pop("shift_labels")
         del inputs["labels"]
-        with self.elision(
-            gate.active if gate.elides or self.elision.paths.padding_free else None,
-            gate.supervised,
-            shifted[gate.supervised],
-            passthrough=gate.elides and self.args.active_set == "kept-passthrough",
-            expects_multimodal_rope=gated.has_visual,
-        ) as step:
+        with (
+            seeing,
+            self.elision(
+                gate.active if gate.elides or self.elision.paths.padding_free else None,
+                gate.supervised,
+                shifted[gate.supervised],
+                passthrough=gate.elides and self.args.active_set == "kept-passthrough",
+                expects_multimodal_rope=gated.has_visual,
+            ) as step,
+        ):
             outputs = model(**inputs)
         losses = step.losses(outputs)  # [N]
         # Over no target the sum is a zero that hangs on the graph, so that no rank waits for its gradients in vain.
@@ -309,7 +332,7 @@ class ReGateTrainer(SafeTrainer):
         sums = torch.stack(step.sums).sum(0)
         if self.accelerator.num_processes > 1:
             counts, sums = self.accelerator.reduce(counts, "sum"), self.accelerator.reduce(sums, "sum")
-        *kinds, pairs, skipped = counts.tolist()
+        *kinds, pairs, skipped, samples = counts.tolist()
         tokens = Tokens(*kinds)
         self.num_skipped += skipped
         means = [s / n if n else None for s, n in sums.view(4, 2).tolist()]
@@ -319,7 +342,9 @@ class ReGateTrainer(SafeTrainer):
             "tokens": tokens,
             "decoder_flops": self._flops.decoder_step(tokens.active, pairs),
             "head_flops": self._flops.head_step(tokens.supervised),
+            "samples": samples,
             "seconds": self.clock.seconds[-1],
+            "data_seconds": self.clock.data_seconds[-1],
             "peak_memory_bytes": peak_memory_bytes(),
             "reference_kept": means[0],
             "reference_elided": means[1],

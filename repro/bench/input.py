@@ -1,0 +1,221 @@
+"""What a step waits for: samples a second and the wait for data, with and without workers and caches.
+
+    python -m repro.bench.input --samples 64
+
+Trains on real mp4 files (clips of the embedded world, enlarged and slowed down to the size of web video), through the
+trainer and collator that a user has. The ways of reading are run in turn, round after round, each with warm caches
+("first epoch" fills one). Prints a table, and the numbers as JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from eval import world
+from regate import ReGateConfig, ReGateTrainer
+from regate.accounting import read_steps
+from regate.commands import add_lora
+from regate.conversations import load_conversations
+
+STUDENT = Path(__file__).resolve().parents[2] / "results" / "students" / "internvl"
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<' + part['type'] + '>\n' }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+Built = tuple[Any, Any]  # model, processor
+
+
+def write_videos(folder: Path, samples: int, enlarge: int, slow: int) -> Path:
+    """``samples`` conversations about clips of 8 * ``slow`` frames of (64 * ``enlarge``) ** 2 pixels; their JSON."""
+    rows = []
+    for number in range(samples):
+        scene = world.sample_scene(70_000 + number, "train")
+        turn = world.conversation(scene, random.Random(number))
+        frames = world.render(scene)
+        with av.open(str(folder / f"{number:04d}.mp4"), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=4 * slow, options={"preset": "veryfast", "crf": "23"})
+            stream.height, stream.width, stream.pix_fmt = (
+                frames.shape[1] * enlarge,
+                frames.shape[2] * enlarge,
+                "yuv420p",
+            )
+            for frame in frames.repeat(enlarge, 1).repeat(enlarge, 2).repeat(slow, 0):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+        talk = [{"from": "human", "value": f"<video>\n{turn.question}"}, {"from": "gpt", "value": turn.answer}]
+        rows.append({"id": str(number), "video": f"{number:04d}.mp4", "conversations": talk})
+    path = folder / "train.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def micro() -> Built:
+    """The prepared micro InternVL: 64-pixel frames, everything but the tower trains."""
+    model = AutoModelForImageTextToText.from_pretrained(STUDENT, dtype=torch.float32)
+    model.get_encoder(modality="image").requires_grad_(False)
+    return model, AutoProcessor.from_pretrained(STUDENT)
+
+
+def onevision() -> Built:
+    """LLaVA-OneVision's class with random weights: SigLIP of ViT-S's size at 224 pixels, Qwen2 with a third of
+    SmolLM2-135M's layers and a small vocabulary, LoRA on the decoder."""
+    t = transformers
+    tokenizer = AutoProcessor.from_pretrained(STUDENT).tokenizer
+    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
+    square, grid = {"height": 224, "width": 224}, [[224, 224]]
+    processor = t.LlavaOnevisionProcessor(
+        image_processor=t.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=grid),
+        tokenizer=tokenizer,
+        video_processor=t.LlavaOnevisionVideoProcessor(size=square),
+        num_image_tokens=196,
+        vision_feature_select_strategy="full",
+        chat_template=_CHATML,
+    )
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 384, "intermediate_size": 1536, "patch_size": 16}
+    vision |= {"num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 224, "vision_use_head": False}
+    text = {"model_type": "qwen2", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 10}
+    text |= {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": len(tokenizer)}
+    config = t.LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=grid,
+    )
+    torch.manual_seed(0)
+    return add_lora(t.LlavaOnevisionForConditionalGeneration(config), 8), processor
+
+
+BUILDERS: dict[str, Callable[[], Built]] = {"micro": micro, "onevision": onevision}
+
+
+def measure_input(
+    model: str = "micro",
+    samples: int = 64,
+    batch_size: int = 4,
+    rounds: int = 3,
+    num_frames: int = 8,
+    workers: int = 2,
+    enlarge: int = 6,
+    slow: int = 12,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Samples a second of each way of reading; see the module.
+
+    Args:
+        model: a name in BUILDERS.
+        samples: videos; a run is one epoch of them.
+        rounds: how often each way is run.
+        enlarge, slow: the videos have (64 * enlarge) ** 2 pixels and 8 * slow frames.
+        device: "cpu" or "cuda".
+
+    Returns:
+        {"model", "samples", ..., "ways": {name: {"samples_per_second": median over rounds, "waiting": share of the time
+        waiting for data, "rounds": [samples a second of each]}}}
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {},
+        f"{workers} workers": {"dataloader_num_workers": workers},
+        "cached frames": {"cache_frames": "frames"},
+        "cached vision, first epoch": {"cache_vision": "new"},
+        "cached vision": {"cache_vision": "vision"},
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as temporary, _quiet():
+        folder = Path(temporary)
+        rows = load_conversations(write_videos(folder, samples, enlarge, slow))
+        for number in range(rounds + 1):  # the first fills caches and wakes everything up
+            for name, options in ways.items():
+                options = {k: str(folder / v) if isinstance(v, str) else v for k, v in options.items()}
+                if options.get("cache_vision", "").endswith("new"):
+                    options["cache_vision"] += f"-{number}"
+                built, processor = BUILDERS[model]()
+                args = ReGateConfig(
+                    output_dir=str(folder / "run"),
+                    policy="dense",
+                    num_frames=num_frames,
+                    per_device_train_batch_size=batch_size,
+                    num_train_epochs=1,
+                    report_to=[],
+                    save_strategy="no",
+                    disable_tqdm=True,
+                    use_cpu=device == "cpu",
+                    **options,
+                )
+                ReGateTrainer(built, args, train_dataset=rows, processing_class=processor).train()
+                steps = read_steps(folder / "run" / "steps.jsonl")[1:]  # the first starts workers and checks the cache
+                seconds = sum(step["seconds"] for step in steps)
+                waited = sum(step["data_seconds"] for step in steps)
+                if number:
+                    found[name].append((sum(step["samples"] for step in steps) / seconds, waited / seconds))
+    return {
+        "model": model,
+        "samples": samples,
+        "batch_size": batch_size,
+        "num_frames": num_frames,
+        "video": {"pixels": 64 * enlarge, "frames": 8 * slow},
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "ways": {
+            name: {
+                "samples_per_second": median(speed for speed, _ in runs),
+                "waiting": median(waiting for _, waiting in runs),
+                "rounds": [speed for speed, _ in runs],
+            }
+            for name, runs in found.items()
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result as Markdown."""
+    base = result["ways"]["plain"]["samples_per_second"]
+    lines = [f"| {result['model']} | samples/s | against plain | waiting for data |", "| --- | --- | --- | --- |"]
+    for name, way in result["ways"].items():
+        speed = way["samples_per_second"]
+        lines.append(f"| {name} | {speed:.2f} | {speed / base:.2f} x | {way['waiting']:.0%} |")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the trainer's own lines on standard output."""
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("regate").setLevel(logging.ERROR)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(BUILDERS), default=sorted(BUILDERS))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-frames", type=int, default=8)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = vars(parser.parse_args())
+    results = [measure_input(model, **args) for model in args.pop("models")]
+    print("\n\n".join(map(table, results)))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
