@@ -95,6 +95,8 @@ class Record:
     benchmarks: tuple[Benchmark, ...] = ()
     artefacts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> path (relative), sha256
     crossing: dict[str, Any] | None = None  # as the run saw it: metric, target, baseline, step or None
+    timeline: list[list[Any]] = field(default_factory=list)  # [kind of step, how many in a row], from step 0
+    by_tag: dict[str, Any] | None = None  # what repro.kept counted; None where no gate was at work
     schema: int = SCHEMA
     origin: str = field(default="own", compare=False)  # committed or own: where it was read from, never written
 
@@ -119,7 +121,8 @@ class Record:
             need(isinstance(getattr(self, name), Mapping), name, getattr(self, name), "a mapping")
         self._measured()
         digest = config_hash(self.config)
-        for name in ("config", "versions", "hardware", "artefacts", "crossing"):  # as it will be read back
+        # As it will be read back.
+        for name in ("config", "versions", "hardware", "artefacts", "crossing", "timeline", "by_tag"):
             object.__setattr__(self, name, _plain(name, getattr(self, name)))
         todo = "the file was edited by hand: run the recipe again"
         need(self.config_hash in ("", digest), "config_hash", self.config_hash, f"{digest} (of 'config')", todo)
@@ -145,6 +148,8 @@ class Record:
             need(inside and bool(path), f"artefacts.{name}.path", path, "a relative path without '..'")
             whole = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
             need(bool(whole), f"artefacts.{name}.sha256", digest, "64 hexadecimal digits")
+        counted = sum(n for _, n in self.timeline)
+        need(not self.timeline or counted == self.steps, "timeline", counted, f"kinds of all {self.steps} steps")
         good = self.crossing is None or isinstance(self.crossing, Mapping)
         need(good, "crossing", self.crossing, "a mapping or null")
 
