@@ -154,7 +154,7 @@ def all_runs(args: All) -> int:
     if unknown:
         print(f"unknown table {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
-    wanted = variants.table4_and(args.tables, args.seeds) if args.tables else variants.everything(args.seeds)
+    wanted = recipes.table4_and(args.tables, args.seeds) if args.tables else recipes.everything(args.seeds)
     return _run_and_show(wanted, args)
 
 
@@ -170,7 +170,7 @@ def calibrate(args: Calibrate) -> int:
     """Measure the steps of all recipes of some students."""
     from repro.calibrate import calibrate as measure
 
-    known = variants.everything(1, tuple(variants.TIERS))
+    known = recipes.everything(1, tuple(variants.TIERS))
     for path in measure([r for r in known if r.student in args.students], args.runs, args.rounds):
         print(f"Written: {path}")
     return 0
@@ -183,7 +183,7 @@ def run_one(args: Run) -> int:
     from repro.run import run
 
     try:
-        recipe = variants.named(args.name, args.seeds)
+        recipe = recipes.named(args.name, args.seeds)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -49,11 +49,12 @@ def trainer_of(recipe: Recipe, material: Material, folder: Path) -> tuple[SafeTr
     counting, clock = CountingCollator(collator, placeholder), StepClock()
     trainer = SafeTrainer(model, TrainingArguments(**shared), counting, rows)
     decoder = model.get_decoder()
-    flops, schedule = FlopModel.of(decoder, model.get_output_embeddings()), None
+    log = StockLog(folder / "steps.jsonl", counting, clock, FlopModel.of(decoder, model.get_output_embeddings()))
     if recipe.random_ltd:
         schedule = Schedule(**recipe.random_ltd)
         trainer.add_callback(Arm(RandomLTD(model, recipe.seed), schedule))
+        # The first and the last layer stay whole.
+        log.kept, log.whole = schedule.kept, 2 / decoder.config.num_hidden_layers
     trainer.add_callback(clock)
-    whole = 2 / decoder.config.num_hidden_layers  # Random-LTD leaves the first and the last layer whole
-    trainer.add_callback(StockLog(folder / "steps.jsonl", counting, clock, flops, schedule and schedule.kept, whole))
+    trainer.add_callback(log)
     return trainer, clock

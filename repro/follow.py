@@ -83,17 +83,11 @@ class StockLog(TrainerCallback):
     layers; as elsewhere, padding does not count.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        collator: CountingCollator,
-        clock: StepClock,
-        flops: FlopModel,
-        kept: Callable[[int, int], int] | None = None,
-        whole: float = 1.0,
-    ):
+    kept: Callable[[int, int], int] | None = None
+    whole: float = 1.0
+
+    def __init__(self, path: Path, collator: CountingCollator, clock: StepClock, flops: FlopModel):
         self.log, self.collator, self.clock, self.flops = StepLog(path), collator, clock, flops
-        self.kept, self.whole = kept, whole
         self._first = 0
 
     def on_train_begin(self, args, state, control, **kwargs):

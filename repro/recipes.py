@@ -5,12 +5,12 @@ Each docstring says what the run is, what it runs on and how long it takes there
 tables, is in `repro.variants`.
 """
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from eval.world import WORLD_VERSION
 from regate.gate import METHOD_VERSION, POLICIES
+from repro.variants import EVALUATIONS, SEEDS, STEPS, TIERS, VARIANTS
 
 STUDENTS = ("internvl", "videollama2", "videochat2")
 SCALES = ("micro", "paper")
@@ -62,7 +62,7 @@ class Recipe:
     method: str
     seed: int
     scale: str = "micro"
-    steps: int = 256
+    steps: int = STEPS
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup_ratio: float = 0.05
@@ -96,7 +96,7 @@ class Recipe:
     def config(self, student_hash: str) -> dict[str, Any]:
         """The resolved configuration that a record holds; ``student_hash`` is of the prepared student's weights."""
         versions = {"method_version": METHOD_VERSION, "world_version": WORLD_VERSION, "student_hash": student_hash}
-        fields = dataclasses.asdict(self)
+        fields = asdict(self)
         for name, absent in (("tuning", {}), ("random_ltd", {}), ("teacher", "aligned")):
             if fields[name] == absent:  # records from before there was a choice say the same as those of today
                 del fields[name]
@@ -155,3 +155,55 @@ def table4(students: tuple[str, ...] = STUDENTS, seeds: int = 1) -> list[Recipe]
     """All runs of Table 4, the baseline of each student and seed before the runs that are read against it."""
     rows = (stock, dense, regate)
     return [row(student, seed) for student in students for seed in range(seeds) for row in rows]
+
+
+def recipe_of(method: str, student: str = "internvl", seed: int = 0, **changes: Any) -> Recipe:
+    """The recipe of a variant; ``changes`` replace fields of Table 4's run before the variant does."""
+    variant, rows = VARIANTS[method], {"stock": stock, "dense": dense, "regate": regate}
+    base = rows[variant.of](student, seed, **{"trace_samples": 0} | changes)
+    steps = round(variant.budget * base.steps)
+    short = {name: round(variant.budget * base.gate[name]) for name in ("gate_warmup_steps", "cycle", "dense_steps")
+             if name in base.gate}  # fmt: skip
+    fields: dict[str, Any] = {
+        "table": variant.table,
+        "method": method,
+        "steps": steps,
+        "evaluate_every": max(1, steps // EVALUATIONS),
+        "gate": base.gate | short | variant.gate,
+        "data": replace(base.data, **variant.data),
+    }
+    return replace(base, **fields | variant.recipe)
+
+
+def table4_and(tables: tuple[str, ...], seeds: int, student: str = "internvl") -> list[Recipe]:
+    """Table 4's runs of a student, and all variants of some tables with as many seeds as their tier takes at most."""
+    return table4((student,), seeds) + [
+        recipe_of(method, student, seed)
+        for tier, variants in TIERS.items()
+        for method, variant in variants.items()
+        if variant.table in tables
+        for seed in range(min(seeds, SEEDS[tier]))
+    ]
+
+
+def everything(seeds: int, tiers: tuple[str, ...] = ("core", "wide")) -> list[Recipe]:
+    """All runs of `make repro-all`: Table 4's of the first student with all seeds, of the others with one; variants."""
+    first, *others = STUDENTS
+    return [
+        *table4((first,), seeds),
+        *table4(tuple(others), 1),
+        *(
+            recipe_of(method, first, seed)
+            for tier in tiers
+            for method in TIERS[tier]
+            for seed in range(min(seeds, SEEDS[tier]))
+        ),
+    ]
+
+
+def named(name: str, seeds: int) -> Recipe:
+    """The recipe of a record's name, of seeds 0 .. seeds-1; ValueError where there is none."""
+    known = {r.name: r for r in [*table4(STUDENTS, seeds), *everything(seeds, tuple(TIERS))]}
+    if name not in known:
+        raise ValueError(f"unknown run {name!r}; known: {', '.join(known)}")
+    return known[name]

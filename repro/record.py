@@ -62,6 +62,7 @@ VERSIONS_IN_CONFIG = ("method_version", "world_version")
 COMMITTED = ("results", "records")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OLD_SECONDS = 3600.0
+NEVER_WRITTEN = ("origin", "timed")
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Record:
     by_tag: dict[str, Any] | None = None  # what repro.kept counted; None where no gate was at work
     schema: int = SCHEMA
     origin: str = field(default="own", compare=False)  # committed or own: where it was read from, never written
+    timed: str = field(default="", compare=False)  # "calibrated" (repro.timing), never written
 
     def __post_init__(self) -> None:
         fix = "this version reads schema 1 only: run the recipe again, or read it with the commit that wrote it"
@@ -176,7 +178,7 @@ def _build(kind: type, value: Any, name: str = "") -> Any:
     """A dataclass from a mapping: unknown and missing fields are errors that name the field."""
     dot = f"{name}." if name else ""
     need(isinstance(value, Mapping), name or "record", value, "a JSON object")
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "origin"}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in NEVER_WRITTEN}
     needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     needed |= {"schema", "config_hash"} & set(fields)
     for missing in sorted(needed - set(value)):
@@ -261,7 +263,8 @@ def write(record: Record, directory: str | Path) -> Path:
 def _text(record: Record) -> str:
     """JSON with one line a field, and one line a point of the curve: readable, and small in a diff."""
     values = dataclasses.asdict(record)
-    del values["origin"]
+    for name in NEVER_WRITTEN:
+        del values[name]
     lines = []
     for name, value in values.items():
         if name in ("curve", "benchmarks") and value:

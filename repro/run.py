@@ -101,7 +101,7 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         steps=recipe.steps,
         protocol=PROTOCOL,
         alone=alone,
-        teacher=material.scored(recipe.teacher)[1] if recipe.needs_teacher else None,
+        teacher={**material.scored(recipe.teacher)[1]} if recipe.needs_teacher else None,
         timeline=[[recipe.step_kind(kind), len(list(run))] for kind, run in groupby(sparse.values())],
         by_tag=by_tag,
         curve=curve,

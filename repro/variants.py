@@ -1,4 +1,4 @@
-"""What the other tables vary of Table 4's runs: a variant is a name and its changes, one function a family.
+"""What the other tables vary of Table 4's runs: a variant is a name and its changes, one function a family. No torch.
 
 Core families say something about the paper's claims and the rivals, and take five seeds; wide ones are ablations, and
 take two; ``push`` are attempts to do better. Budgets shorten a run together with its whole schedule (learning rate,
@@ -7,12 +7,11 @@ warm-up, cycle), so each is read at its own end. Two cores: a whole run takes ab
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from repro import recipes
-from repro.recipes import STUDENTS, Recipe
-
+STEPS = 256
+"""Steps of a whole run at micro scale."""
 EVALUATIONS = 8
 """Evaluations on validation of a variant; Table 4's runs, whose peaks are looked for, have sixteen."""
 SEEDS = {"core": 5, "wide": 2, "push": 2}
@@ -77,12 +76,13 @@ def rivals() -> Variants:
     step with all. In steps that prune, the head computes what it computes in dense steps.
     """
     pruning = {"policy": "dense", "visual_keep_ratio": 0.5, "gate_warmup_steps": 0, "cycle": 10, "dense_steps": 1}
-    schedule = {"random_ltd": {"start": 16, "steps": round(2 / 3 * Recipe.steps), "granularity": 8}}
+    schedule = {"random_ltd": {"start": 16, "steps": round(2 / 3 * STEPS), "granularity": 8}}
+    often = {"evaluate_every": STEPS // 16}  # where they reach the baseline's peak is looked for
     return {
-        "loss_only": Variant("rivals", "loss only (RHO-1 style)", gate={"policy": "loss_only"}),
-        "random": Variant("rivals", "random half of the answer", gate={"policy": "random"}),
-        "random_ltd": Variant("rivals", "Random-LTD", "stock", recipe=schedule),
-        "visual_pruning": Variant("rivals", "visual pruning", gate=pruning),
+        "loss_only": Variant("rivals", "loss only (RHO-1 style)", gate={"policy": "loss_only"}, recipe=often),
+        "random": Variant("rivals", "random half of the answer", gate={"policy": "random"}, recipe=often),
+        "random_ltd": Variant("rivals", "Random-LTD", "stock", recipe=schedule | often),
+        "visual_pruning": Variant("rivals", "visual pruning", gate=pruning, recipe=often),
     }
 
 
@@ -167,58 +167,3 @@ TIERS: dict[str, Variants] = {
 VARIANTS: Variants = {name: variant for tier in TIERS.values() for name, variant in tier.items()}
 LABELS = {name: variant.label for name, variant in VARIANTS.items()}
 """Method -> how a table calls it."""
-
-
-def recipe_of(method: str, student: str = "internvl", seed: int = 0, **changes: Any) -> Recipe:
-    """The recipe of a variant; ``changes`` replace fields of Table 4's run before the variant does."""
-    variant, rows = VARIANTS[method], {"stock": recipes.stock, "dense": recipes.dense, "regate": recipes.regate}
-    base = rows[variant.of](student, seed, **{"trace_samples": 0} | changes)
-    steps = round(variant.budget * base.steps)
-    short = {name: round(variant.budget * base.gate[name]) for name in ("gate_warmup_steps", "cycle", "dense_steps")
-             if name in base.gate}  # fmt: skip
-    return replace(
-        base,
-        **{
-            "table": variant.table,
-            "method": method,
-            "steps": steps,
-            "evaluate_every": max(1, steps // EVALUATIONS),
-            "gate": base.gate | short | variant.gate,
-            "data": replace(base.data, **variant.data),
-        }
-        | variant.recipe,
-    )
-
-
-def table4_and(tables: tuple[str, ...], seeds: int, student: str = "internvl") -> list[Recipe]:
-    """Table 4's runs of a student, and all variants of some tables with as many seeds as their tier takes at most."""
-    return recipes.table4((student,), seeds) + [
-        recipe_of(method, student, seed)
-        for tier, variants in TIERS.items()
-        for method, variant in variants.items()
-        if variant.table in tables
-        for seed in range(min(seeds, SEEDS[tier]))
-    ]
-
-
-def everything(seeds: int, tiers: tuple[str, ...] = ("core", "wide")) -> list[Recipe]:
-    """All runs of `make repro-all`: Table 4's of the first student with all seeds, of the others with one; variants."""
-    first, *others = STUDENTS
-    return [
-        *recipes.table4((first,), seeds),
-        *recipes.table4(tuple(others), 1),
-        *(
-            recipe_of(method, first, seed)
-            for tier in tiers
-            for method in TIERS[tier]
-            for seed in range(min(seeds, SEEDS[tier]))
-        ),
-    ]
-
-
-def named(name: str, seeds: int) -> Recipe:
-    """The recipe of a record's name, of seeds 0 .. seeds-1; ValueError where there is none."""
-    known = {r.name: r for r in [*recipes.table4(STUDENTS, seeds), *everything(seeds, tuple(TIERS))]}
-    if name not in known:
-        raise ValueError(f"unknown run {name!r}; known: {', '.join(known)}")
-    return known[name]
