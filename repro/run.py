@@ -62,9 +62,9 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
     trainer, clock = trainer_of(recipe, material, folder)
     validation = _validation_batches(material, recipe.batch_size)
     follower = Follower(folder, clock, recipe.evaluate_every, lambda m: content_metrics(m, validation))
-    trainer.add_callback(follower)
-    if isinstance(trainer, ReGateTrainer):
+    if isinstance(trainer, ReGateTrainer):  # before the follower, which restarts the clock
         trainer.add_callback(KeptLog(folder, trainer, recipe.evaluate_every))
+    trainer.add_callback(follower)
     trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint() is not None)
     alone = watch.alone()
 

@@ -143,7 +143,7 @@ def push() -> Variants:
     in (mixed). Or spend where it counts: the micro-batch's hardest (batch), fewer visual positions (visual50).
     """
     end, whole = {"gate_cooldown_steps": 48}, {"active_set": "prefix"}
-    gates = {
+    gates: dict[str, tuple[str, dict[str, Any]]] = {
         "cooldown": ("last 48 steps dense", end),
         "kept-cooldown": ("predictors and kept, last 48 dense", end | {"active_set": "predictors+kept"}),
         "rising": ("p from 0.25 to 1", {"keep_ratio": 0.25, "keep_ratio_final": 1.0}),
