@@ -95,7 +95,7 @@ def test_rivals_and_gates_beyond_the_paper_leave_out_what_they_say_and_count_it(
     dense = run(recipes.dense(seed=1, **SMALL), material, tmp_path)
     pruned = run(variant("visual_pruning", {"cycle": 3}), material, tmp_path)
     assert pruned.timeline == [
-        ["dense", 1], ["all 0.5, predictors, visual 0.5", 2], ["dense", 1], ["all 0.5, predictors, visual 0.5", 2]
+        ["dense", 1], ["all, predictors, visual 0.5", 2], ["dense", 1], ["all, predictors, visual 0.5", 2]
     ]  # fmt: skip
     assert pruned.tokens["supervised"] == dense.tokens["supervised"]
     assert pruned.tokens["active"] == dense.tokens["active"] - dense.tokens["visual"] * 4 // 6 // 2
