@@ -9,6 +9,7 @@ RUNS ?= runs
 DATA ?= twin
 PROMPTS ?= paper
 NPROC ?= 1
+JOBS ?= 1
 comma := ,
 # SCALE=paper takes WEIGHTS= and DATA= (with several students STUDENT=PATH,STUDENT=PATH), GPUS=, ENGINE=fsdp2|zero3
 PAPER = $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(filter-out twin,$(DATA)),--data $(DATA)) $(if $(MEDIA_ROOT),--media-root $(MEDIA_ROOT)) \
@@ -20,7 +21,8 @@ endif
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 plan world-check students example keep tables figures bench bench-scaling
+.PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 repro-table5 repro-rivals repro-budgets repro-ablations \
+	repro-push repro-all calibrate plan world-check students teachers example keep tables figures bench bench-scaling
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,7 +49,20 @@ types: setup
 	$(BIN)/mypy
 
 repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen, narrow or move it
-	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS) $(PAPER)
+	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) $(PAPER)
+
+repro-table5: setup ## Table 5: the teacher's weight and capacity; SEEDS=5 JOBS=2
+repro-rivals repro-budgets repro-ablations repro-push: setup ## rivals, smaller budgets, ablations, attempts to do better
+repro-table5 repro-rivals repro-budgets repro-ablations repro-push:
+	$(BIN)/python -m repro all --tables $(patsubst table%,%,$(subst repro-,,$@)) --seeds $(SEEDS) --runs $(RUNS) --jobs $(JOBS)
+
+repro-all: setup ## every run, table and figure at micro scale, unattended and resumable; SEEDS=5 JOBS=2
+	@test "$(SCALE)" = micro || { echo "repro-all is for SCALE=micro; SCALE=paper has repro-table4" >&2; exit 2; }
+	$(BIN)/python -m repro all --seeds $(SEEDS) --runs $(RUNS) --jobs $(JOBS)
+	$(MAKE) repro-table1 repro-table2 repro-table3 SEEDS=1
+
+calibrate: setup ## what steps of each kind cost, on a quiet machine: times of runs that ran beside others
+	$(BIN)/python -m repro calibrate --runs $(RUNS)
 
 repro-table1 repro-table2 repro-table3: setup ## image, long video, short video: Table 4's checkpoints on the benchmarks; COUNT=20
 	$(BIN)/python -m repro benchmarks $(subst repro-table,,$@) --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) \
@@ -73,6 +88,9 @@ world-check: setup ## can gates differ in the embedded world? exits 1 if not
 
 students: setup ## the prepared students; REBUILD=1 makes them anew
 	$(BIN)/python -m repro.students --student $(subst $(comma), ,$(STUDENTS)) $(if $(REBUILD),--rebuild)
+
+teachers: setup ## text-only teachers of other capacity; REBUILD=1 makes them anew
+	$(BIN)/python -m repro.teachers $(if $(REBUILD),--rebuild)
 
 bench: setup ## our steps against the stock Trainer's, TRL's and rivals, in turn: half an hour alone on two cores; DEVICE=cuda
 	$(BIN)/python -m repro bench --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))

@@ -130,7 +130,7 @@ def rank_options(
             ranked: dict[int, Ranking] = {}
             for chosen in _equal_lengths(prompts, batch_size):
                 batch = join([prompts[i] for i in chosen], 0, "right")
-                logprobs = _score(model, batch, [answers[i] for i in chosen])
+                logprobs = score_answers(model, batch, [answers[i] for i in chosen])
                 for i, parts in zip(chosen, logprobs, strict=True):
                     totals = [float(p.mean() if normalize == "mean" else p.sum()) for p in parts]
                     length = len(prompts[i]["input_ids"])
@@ -236,8 +236,14 @@ def _around_answers(processor: Any) -> tuple[str, str]:
     return lead, tail
 
 
-def _score(model: Any, batch: Mapping[str, Tensor], answers: Sequence[Sequence[list[int]]]) -> list[list[Tensor]]:
-    """Log-probabilities of the tokens of every option: for each prompt, for each option, float64 [its tokens]."""
+def score_answers(
+    model: Any, batch: Mapping[str, Tensor], answers: Sequence[Sequence[list[int]]]
+) -> list[list[Tensor]]:
+    """Log-probabilities of the tokens of every option: for each prompt, for each option, float64 [its tokens].
+
+    ``batch``: inputs of prompts of one length, without padding; each prompt is computed once. ``answers``: token ids of
+    each prompt's options. The model is in evaluation mode, and gradients are off.
+    """
     owners = [b for b, options in enumerate(answers) for _ in options]  # [R]
     owner_R = torch.tensor(owners, device=model.device)
     flat = [ids for options in answers for ids in options]

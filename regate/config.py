@@ -24,6 +24,17 @@ class ReGateConfig(TrainingArguments):
     cycle: int = field(default=128, metadata={"help": "C (Eq. 4): length of a cycle in optimizer steps."})
     dense_steps: int = field(default=16, metadata={"help": "F (Eq. 4): dense steps at the head of each cycle, <= C."})
     gate_warmup_steps: int = field(default=100, metadata={"help": "Dense optimizer steps before the first cycle."})
+    keep_ratio_final: float | None = field(
+        default=None,
+        metadata={"help": "Beyond the paper: the ratio of sparse steps moves from keep_ratio to this one, linearly."},
+    )
+    gate_cooldown_steps: int = field(
+        default=0, metadata={"help": "Beyond the paper: dense optimizer steps at the end, after the last cycle."}
+    )
+    visual_keep_ratio: float = field(
+        default=1.0,
+        metadata={"help": "Beyond the paper: share of visual positions computed in sparse steps, drawn at random."},
+    )
     combine: str = field(
         default="convex",
         metadata={"help": "convex: (1-lambda) m + lambda l_ref; additive: Eq. 3 as printed, m + lambda l_ref."},
@@ -78,6 +89,10 @@ class ReGateConfig(TrainingArguments):
         self._within("gate_warmup_steps", self.gate_warmup_steps >= 0, ">= 0")
         self._within("cycle", self.cycle >= 1, ">= 1")
         self._within("dense_steps", 0 <= self.dense_steps <= self.cycle, f"in [0, cycle={self.cycle}]")
+        final = self.keep_ratio_final
+        self._within("keep_ratio_final", final is None or 0 < final <= 1, "None or in (0, 1]")
+        self._within("gate_cooldown_steps", self.gate_cooldown_steps >= 0, ">= 0")
+        self._within("visual_keep_ratio", 0 < self.visual_keep_ratio <= 1, "in (0, 1]")
         self._within("combine", self.combine in COMBINATIONS, f"one of {COMBINATIONS}")
         self._within("lambda_", self.lambda_ >= 0, ">= 0")
         self._within("lambda_", self.combine != "convex" or self.lambda_ <= 1, "in [0, 1] with combine='convex'")

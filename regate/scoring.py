@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-ACTIVE_SETS = ("predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised")
+ACTIVE_SETS = ("predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised", "prefix")
 COMBINATIONS = ("convex", "additive")
 
 
@@ -68,15 +68,17 @@ def difficulty(ema: Tensor, reference: Tensor, lambda_: float, combine: str = "c
     return (1 - lambda_) * m + lambda_ * reference if combine == "convex" else m + lambda_ * reference
 
 
-def count_kept(candidates: Tensor, ratio: float) -> Tensor:
-    """``ceil(ratio * n)`` for integer counts n [...]; ratio * n that is whole but for rounding is not rounded up."""
+def count_kept(candidates: Tensor, ratio: float | Tensor) -> Tensor:
+    """``ceil(ratio * n)`` for integer counts n [...] and a ratio or ratios [...]; ratio * n that is whole but for
+    rounding is not rounded up."""
     return (candidates.double() * ratio - 1e-9).ceil().long()
 
 
-def select(score: Tensor, candidate: Tensor, ratio: float, tie: Tensor) -> Tensor:
+def select(score: Tensor, candidate: Tensor, ratio: float | Tensor, tie: Tensor) -> Tensor:
     """Keep the ``ceil(ratio * n)`` candidates of each row with the highest score; ties go by the smaller hash.
 
-    score float [B, L], candidate bool [B, L], tie int64 [B, L] -> bool [B, L], a subset of ``candidate``.
+    score float [B, L], candidate bool [B, L], ratio one number or one a row [B], tie int64 [B, L] -> bool [B, L], a
+    subset of ``candidate``.
     """
     by_tie = tie.argsort(dim=1)
     ranked = score.masked_fill(~candidate, -math.inf).gather(1, by_tie)
@@ -97,8 +99,8 @@ def active_positions(
 
     labels int64 [B, L]; attended bool [B, L], False on padding; special bool [B, L], True where the token is a marker;
     kept bool [B, L] in predictor space. All context and all markers are active; of the answer, per ``active_set``:
-    the predictors of kept targets, those and the kept tokens themselves, or only the kept tokens (Algorithm 1 read
-    literally).
+    the predictors of kept targets, those and the kept tokens themselves, only the kept tokens (Algorithm 1 read
+    literally), or everything up to the last kept predictor (``prefix``: only what nothing kept looks at is left out).
     """
     kept_tokens = torch.nn.functional.pad(kept[:, :-1], (1, 0), value=False)
     answer = {
@@ -106,6 +108,7 @@ def active_positions(
         "predictors+kept": kept | kept_tokens,
         "kept-passthrough": kept_tokens,
         "kept-unsupervised": kept_tokens,
+        "prefix": kept.int().flip(1).cummax(dim=1).values.flip(1).bool(),
     }[active_set]
     return attended & ((labels == IGNORE) | special | answer)
 

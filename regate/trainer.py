@@ -57,6 +57,7 @@ class Step:
 
     epoch: int
     ratio: float
+    visual_ratio: float = 1.0
     counts: list[Tensor] = field(default_factory=list)  # int64 [10]: Tokens, causal pairs, skipped, samples
     sums: list[Tensor] = field(default_factory=list)  # float64 [8]: four (sum, count) pairs
     observations: list[Observations] = field(default_factory=list)
@@ -67,7 +68,8 @@ class ReGateTrainer(SafeTrainer):
 
     ``train_dataset`` is a ``datasets.Dataset`` that :func:`regate.add_reference_losses` has scored (policies ``dense``
     and ``random`` need no scores). With conversations as rows the collator is built from ``processing_class``.
-    ``output_dir/steps.jsonl`` logs every step, ``output_dir/trace.parquet`` what was decided about ``trace_samples``.
+    ``output_dir/steps.jsonl`` logs every step, ``output_dir/trace.parquet`` what was decided about ``trace_samples``;
+    each function in ``observers`` is called with the optimizer step and every micro-batch's :class:`Gated`.
 
     Raises ValueError before the first step for data that does not fit (see ``reference_column``),
     :class:`regate.UnsupportedModel` for models it would get wrong, FloatingPointError if a loss is not finite.
@@ -146,6 +148,7 @@ class ReGateTrainer(SafeTrainer):
         self._last_entry: dict[str, Any] = {}
         self.num_skipped = 0
         self.step_log = StepLog(Path(args.output_dir) / "steps.jsonl")
+        self.observers: list[Callable[[int, Gated], None]] = []
         self.trace = Trace(Path(args.output_dir) / "trace.parquet", args.trace_samples) if args.trace_samples else None
         self.clock = StepClock()
         self.add_callback(self.clock)
@@ -188,8 +191,15 @@ class ReGateTrainer(SafeTrainer):
             warmup=self.args.gate_warmup_steps,
             cycle=self.args.cycle,
             dense_steps=self.args.dense_steps,
+            final_ratio=self.args.keep_ratio_final,
+            cooldown=self.args.gate_cooldown_steps,
+            steps=self.state.max_steps,
         )
-        self._step = Step(epoch=int(self.state.epoch + 1e-6), ratio=1.0 if self.policy.score is None else ratio)
+        self._step = Step(
+            epoch=int(self.state.epoch + 1e-6),
+            ratio=1.0 if self.policy.score is None else ratio,
+            visual_ratio=self.args.visual_keep_ratio if ratio < 1 else 1.0,
+        )
         return super().get_batch_samples(map(self._gated, self.clock.waiting(epoch_iterator)), num_batches, device)
 
     def _gated(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -221,8 +231,18 @@ class ReGateTrainer(SafeTrainer):
             lambda_=self.args.lambda_,
             combine=self.args.combine,
         )
-        special = self._special_ids.to(labels.device)
-        gate = decide(self.policy, signals, labels, attended, special, self._step.ratio, self.args.active_set)
+        placeholder = torch.isin(batch["input_ids"], self._placeholder_ids.to(labels.device))
+        gate = decide(
+            self.policy,
+            signals,
+            labels,
+            attended,
+            self._special_ids.to(labels.device),
+            self._step.ratio,
+            self.args.active_set,
+            placeholder & attended,
+            self._step.visual_ratio,
+        )
         counts = count_tokens(
             batch["input_ids"], labels, attended, self._placeholder_ids.to(labels.device), gate.active, gate.supervised
         )
@@ -230,8 +250,7 @@ class ReGateTrainer(SafeTrainer):
         self._step.counts.append(torch.cat([counts, extra]))
         # Trainer counts these, and compute_loss takes its targets from them.
         batch["shift_labels"] = shifted.masked_fill(~gate.supervised, IGNORE)
-        has_visual = bool(torch.isin(batch["input_ids"], self._placeholder_ids.to(labels.device)).any())
-        batch[_KEY] = Gated(gate, sample, shifted, ema, reference, has_visual)
+        batch[_KEY] = Gated(gate, sample, shifted, ema, reference, bool(placeholder.any()))
         return batch
 
     def _require_lengths(self, sample: Tensor | None, given: Tensor | None, target: Tensor) -> None:
@@ -309,6 +328,8 @@ class ReGateTrainer(SafeTrainer):
             row = gate.supervised.nonzero()[:, 0]
             ordinal = ordinals(gate.target)[gate.supervised]
             self._step.observations.append(Observations(gated.sample, row, ordinal, losses.float()))
+        for observe in self.observers:
+            observe(self.state.global_step, gated)
         if self.trace is not None and gated.sample is not None:
             score = torch.full_like(loss, math.nan) if gate.score is None else gate.score
             self.trace.add(
@@ -339,6 +360,7 @@ class ReGateTrainer(SafeTrainer):
         self._last_entry = {
             "step": self.state.global_step - 1,
             "ratio": step.ratio,
+            "visual_ratio": step.visual_ratio,
             "tokens": tokens,
             "decoder_flops": self._flops.decoder_step(tokens.active, pairs),
             "head_flops": self._flops.head_step(tokens.supervised),

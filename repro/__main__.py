@@ -1,8 +1,7 @@
-"""`python -m repro table4|benchmarks|plan|run|world-check|bench`: what the Makefile's targets call."""
+"""`python -m repro table4|all|benchmarks|calibrate|plan|run|bench|world-check`: what the Makefile's targets call."""
 
 import dataclasses
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from repro import recipes
+from repro import recipes, variants
 from repro.recipes import SCALES, STUDENTS
 
 
@@ -38,6 +37,8 @@ class Table4:
     """Paper scale: fsdp2, zero3, or ddp (LoRA only)."""
     micro_batch: int | None = None
     """Paper scale: samples that a GPU computes at once; left out, the recipe's."""
+    jobs: int = 1
+    """Micro scale: runs at a time, each on one thread if there are several. Times compare only where runs are alone."""
     rehearse: int = 0
     """Paper scale: only so many steps of each run, without records: does it run, does it fit?"""
 
@@ -84,6 +85,29 @@ class Benchmarks:
     """Questions of each task type of a twin."""
     runs: Path = Path("runs")
     """Where Table 4's runs are, and where results and tables go."""
+
+
+@dataclass
+class All:
+    """Every run of some tables at micro scale, in groups of jobs; then tables and figures. Resumable."""
+
+    tables: tuple[str, ...] = ()
+    """Of: 5, rivals, budgets, ablations, push. Left out: all that the README shows (push is asked for by name)."""
+    seeds: int = 5
+    """Seeds of the core tier; wide and push take two at most."""
+    runs: Path = Path("runs")
+    """Where runs, records and tables go."""
+    jobs: int = 1
+    """Runs at a time, each on one thread if there are several."""
+
+
+@dataclass
+class Calibrate:
+    """Seconds of a step of each kind, interleaved: on a quiet machine. The time of runs that ran beside others."""
+
+    students: tuple[str, ...] = STUDENTS[:1]
+    rounds: int = 5
+    runs: Path = Path("runs")
 
 
 @dataclass
@@ -137,36 +161,37 @@ def table4(args: Table4) -> int:
         from repro.launch import table4_paper
 
         options = dataclasses.asdict(args)
-        del options["scale"]
+        del options["scale"], options["jobs"]
         return table4_paper(**options)
-    from repro.material import Material
-    from repro.run import existing
+    return _run_and_show(recipes.table4(args.students, args.seeds), args)
 
-    for recipe in recipes.table4(args.students, args.seeds):
-        material = Material(recipe.student, recipe.data, args.runs / "cache")
-        if existing(recipe, material, args.runs / "records"):
-            print(f"{recipe.name}: there and fresh")
-            continue
-        material.scored(), material.encoded("validation"), material.questions()
-        command = [
-            sys.executable,
-            "-m",
-            "repro",
-            "run",
-            recipe.name,
-            "--seeds",
-            str(args.seeds),
-            "--runs",
-            str(args.runs),
-        ]
-        code = subprocess.run(command, check=False).returncode
-        if code:
-            print(f"{recipe.name} ended with exit code {code}; call again to go on where it stopped", file=sys.stderr)
-            return code
+
+def all_runs(args: All) -> int:
+    """The runs of some tables, or of all."""
+    unknown = set(args.tables) - {variant.table for variant in variants.VARIANTS.values()}
+    if unknown:
+        print(f"unknown table {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    wanted = recipes.table4_and(args.tables, args.seeds) if args.tables else recipes.everything(args.seeds)
+    return _run_and_show(wanted, args)
+
+
+def _run_and_show(wanted: list[recipes.Recipe], args: Table4 | All) -> int:
     from repro import figures, tables
+    from repro.grid import run_all
 
-    code = tables.main(["--runs", str(args.runs)])
-    return figures.main(["--runs", str(args.runs)]) or code
+    code = run_all(wanted, args.runs, args.seeds, args.jobs)
+    return code or tables.main(["--runs", str(args.runs)]) or figures.main(["--runs", str(args.runs)])
+
+
+def calibrate(args: Calibrate) -> int:
+    """Measure the steps of all recipes of some students."""
+    from repro.calibrate import calibrate as measure
+
+    known = recipes.everything(1, tuple(variants.TIERS))
+    for path in measure([r for r in known if r.student in args.students], args.runs, args.rounds):
+        print(f"Written: {path}")
+    return 0
 
 
 def run_one(args: Run) -> int:
@@ -175,13 +200,13 @@ def run_one(args: Run) -> int:
     from repro.record import read
     from repro.run import run
 
-    known = {r.name: r for r in recipes.table4(STUDENTS, args.seeds)}
-    if args.name not in known:
-        print(f"unknown run {args.name!r}; known: {', '.join(known)}", file=sys.stderr)
+    try:
+        recipe = recipes.named(args.name, args.seeds)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
-    recipe = known[args.name]
     baseline = None
-    if recipe.method == "regate":
+    if recipe.has_baseline:
         of = recipes.stock(recipe.student, recipe.seed)
         baseline = read(args.runs / "records" / f"{of.name}.json")
     record = run(recipe, Material(recipe.student, recipe.data, args.runs / "cache"), args.runs, baseline)
@@ -212,10 +237,14 @@ def bench(args: Bench) -> int:
 def main() -> int:
     """Entry point; returns the exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    commands = Table4 | Benchmarks | Plan | Run | Bench | WorldCheck
+    commands = Table4 | All | Benchmarks | Calibrate | Plan | Run | Bench | WorldCheck
     command = tyro.cli(commands, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
     if isinstance(command, Plan):
         return plan(command)
+    if isinstance(command, All):
+        return all_runs(command)
+    if isinstance(command, Calibrate):
+        return calibrate(command)
     if isinstance(command, Benchmarks):
         from repro.benchmark_runs import benchmark_table
 

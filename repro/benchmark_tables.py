@@ -185,8 +185,7 @@ def words(columns: Sequence[Shown], student: str, origin: str, runs: Sequence[Ev
     says = []
     for column in columns:
         pair = [
-            {seed: run for seed, run in side.items() if column.score in _scores(run, column)}
-            for side in (ours, theirs)
+            {seed: run for seed, run in side.items() if column.score in _scores(run, column)} for side in (ours, theirs)
         ]
         shared = sorted(set(pair[0]) & set(pair[1]))
         if not shared:
@@ -220,9 +219,7 @@ def _over_questions(column: Shown, ours: Evaluated, theirs: Evaluated) -> Interv
 
 
 def _chance(column: Shown, runs: Sequence[Evaluated]) -> float | None:
-    chances = [
-        score.chance for run in runs if (score := _scores(run, column).get(column.score)) is not None
-    ]
+    chances = [score.chance for run in runs if (score := _scores(run, column).get(column.score)) is not None]
     return chances[0] if chances else None
 
 

@@ -52,6 +52,11 @@ def in_table(record: Record, number: str) -> bool:
     return record.table.lower().removeprefix("table").strip(" -_") == number
 
 
+def table_name(number: str, prefix: str = "table") -> str:
+    """Name of a table, and of its files: "table4", "rivals"."""
+    return f"{prefix}{number}" if number.isdecimal() else number
+
+
 def groups(records: Iterable[Record]) -> list[Group]:
     """Records by student, scale and origin (committed first); of several runs of a method and seed the newest."""
     found: dict[tuple[str, str, str], dict[str, Runs]] = {}
@@ -194,6 +199,13 @@ def _over_questions(one: Benchmark, outcomes: stats.Outcomes | None, seeds: int,
     return stats.question_interval(outcomes, generator("questions", *key)) if outcomes is not None else None
 
 
+def validated(readings: Readings, metric: str = METRIC) -> dict[int, float]:
+    """Seed -> a metric of validation as evaluated at the reading; seeds without one are left out."""
+    points = {seed: reading.record.point(reading.step) for seed, reading in readings.items()}
+    values = {seed: point.metrics.get(metric) for seed, point in points.items() if point is not None}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Difference:
     """Of two accuracies, ours - theirs, in points, with the interval that the runs allow and what it says."""
@@ -221,6 +233,16 @@ def difference(ours: Accuracy | None, theirs: Accuracy | None, *key: object) -> 
     pairs = stats.paired_questions(ours.outcomes, theirs.outcomes, generator("pairs", *key))
     interval = _times_100(pairs)
     return Difference(points, interval, "questions", 1, stats.difference_in_words(interval, points, over="questions"))
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], *key: object) -> Difference | None:
+    """Of two fractions, ours - theirs, in pairs by seed; None where no seed is shared."""
+    pairs = stats.paired_seeds(ours, theirs, generator("seeds", *key))
+    if pairs is None:
+        return None
+    interval = _times_100(pairs.t) if pairs.t is not None else None
+    words = stats.difference_in_words(interval, 100 * pairs.mean)
+    return Difference(100 * pairs.mean, interval, "seeds" if interval else "", len(pairs.seeds), words)
 
 
 def _times_100(interval: Interval) -> Interval:

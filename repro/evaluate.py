@@ -11,7 +11,7 @@ Shapes: B sequences, L positions, N targets of the batch, V vocabulary, F frames
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from repro.families import family_of
-from repro.micro_data import IGNORE, TAGS, Encoder, MicroCollator, batches_by_length
+from regate.answering import score_answers
+from repro.micro_data import IGNORE, TAGS, Encoder, MicroCollator
 
 # --- targets ---
 
@@ -102,9 +102,10 @@ def rank_options(
     choices: Sequence[Choice],
     *,
     normalize: str = "sum",
-    batch_size: int = 128,
+    batch_size: int = 64,
 ) -> list[int]:
-    """Index of the most likely option of each question. Clips are encoded once, options batched by length.
+    """Index of the most likely option of each question. Clips and prompts are computed once, prompts of one length at
+    once, and their options on the cache that they left.
 
     Args:
         normalize: "sum" of the option's log-probabilities (end marker included) or their "mean".
@@ -120,7 +121,7 @@ def option_scores(
     choices: Sequence[Choice],
     *,
     normalize: str = "sum",
-    batch_size: int = 128,
+    batch_size: int = 64,
 ) -> list[np.ndarray]:
     """Score of every option of every question, as `rank_options` compares them."""
     if normalize not in ("sum", "mean"):
@@ -128,41 +129,32 @@ def option_scores(
     was_training = model.training
     model.eval()
     encoder, collator = Encoder(processor), MicroCollator(processor)
-    family, features = family_of(processor), _clip_features(model, collator, choices, batch_size)
-    rows, owner = [], []
-    for index, choice in enumerate(choices):
-        for option in choice.options:
-            rows.append({**encoder.encode(choice.question, option, len(choice.frames)), "frames": b""})
-            owner.append(index)
-    scores = np.zeros(len(rows))
-    batches = list(batches_by_length([len(row["input_ids"]) for row in rows], batch_size))
+    prompts, answers = [], []
+    for choice in choices:
+        rows = [encoder.encode(choice.question, option, len(choice.frames)) for option in choice.options]
+        first = rows[0]["labels"].count(IGNORE)
+        prompts.append({name: rows[0][name][:first] for name in ("input_ids", "labels")})
+        answers.append([row["input_ids"][first:] for row in rows])
+    scores: list[np.ndarray] = [np.empty(0)] * len(choices)
+    batches = list(batches_of_one_length([len(prompt["input_ids"]) for prompt in prompts], batch_size))
     for chosen in tqdm(batches, desc="ranking options", unit="batch", delay=5, leave=False):
-        batch = collator([rows[i] for i in chosen])
-        seen = torch.stack([features[owner[i]] for i in chosen])  # [B, S, D]
-        inputs = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            **family.precomputed(seen),
-        }
-        logprob_N, _ = target_logprobs(model, inputs, batch["labels"])
-        counts_B = (batch["labels"][:, 1:] != IGNORE).sum(1)
-        for i, part in zip(chosen, logprob_N.split(counts_B.tolist()), strict=True):
-            scores[i] = float(part.mean() if normalize == "mean" else part.sum())
+        batch = collator([{**prompts[i], "frames": choices[i].frames.tobytes()} for i in chosen])
+        del batch["labels"]
+        found = score_answers(unwrapped(model), batch, [answers[i] for i in chosen])
+        for i, parts in zip(chosen, found, strict=True):
+            scores[i] = np.array([float(p.mean() if normalize == "mean" else p.sum()) for p in parts])
     model.train(was_training)
-    ends = np.cumsum([len(choice.options) for choice in choices])
-    return np.split(scores, ends[:-1])
+    return scores
 
 
-def _clip_features(
-    model: PreTrainedModel, collator: MicroCollator, choices: Sequence[Choice], batch_size: int
-) -> list[torch.Tensor]:
-    """Connector output [S, D] of each question's clip."""
-    family, features = family_of(collator.processor), []
-    for start in range(0, len(choices), batch_size):
-        clips = np.stack([choice.frames for choice in choices[start : start + batch_size]])
-        pixels = collator.pixels(clips.reshape(-1, *clips.shape[2:])).unflatten(0, clips.shape[:2])
-        features.extend(family.look(unwrapped(model), collator.processor, pixels))
-    return features
+def batches_of_one_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of equal length."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, length in enumerate(lengths):
+        groups[length].append(index)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
 def choice_accuracy(choices: Sequence[Choice], chosen: Sequence[int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The paper's figures from records: accuracy on validation against tokens and against train time. Free of torch.
+"""Figures from records: the paper's efficiency curves, and those of the variants. Free of torch.
 
     python -m repro.figures           # results/figures from committed records; runs/figures from those and your own
     python -m repro.figures --check   # exit 1 and name the figures that are not what the committed records give
@@ -9,17 +9,10 @@ figure is checked by its CSV, whose sha256 both pictures carry. Units: tokens (t
 
 from __future__ import annotations
 
-import hashlib
-import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,43 +20,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from repro import compare, render
+from repro import compare, timing
 from repro.compare import BASELINE, METRIC, Group
 from repro.curve import running_mean
+from repro.drawing import LOOKS, OTHER, STYLE, Drawing, Look, draw, stale
 from repro.record import Record, load
-from repro.tables import arguments, report, save
+from repro.tables import arguments, report
+from repro.variant_figures import variant_drawings
 
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.labelsize": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#55606b", "axes.linewidth": 0.7,
-    "axes.labelcolor": "#222a31", "text.color": "#222a31", "xtick.color": "#55606b", "ytick.color": "#55606b",
-    "xtick.labelcolor": "#222a31", "ytick.labelcolor": "#222a31", "xtick.major.size": 3, "ytick.major.size": 3,
-    "axes.grid": True, "grid.color": "#e6eaee", "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "svg.hashsalt": "regate", "svg.fonttype": "path", "figure.dpi": 100,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn: colours of Okabe and Ito, told apart by dashes and markers too."""
-
-    label: str
-    colour: str
-    dashes: Any = "-"
-    marker: str = "o"
-    front: int = 3
-
-
-LOOKS = {
-    "stock": Look("baseline (stock Trainer)", "#D55E00", (0, (5, 1.6)), "o", 4),
-    "dense": Look("dense (our trainer)", "#7A7F85", (0, (1.2, 1.4)), "D", 3),
-    "regate": Look("ReGATE", "#0072B2", "-", "s", 5),
-    "random": Look("random half", "#E69F00", (0, (3, 1.2, 1, 1.2)), "^", 3),
-    "loss_only": Look("loss only (RHO-1 style)", "#009E73", (0, (4, 1, 1, 1, 1, 1)), "v", 3),
-}
-OTHER = Look("", "#CC79A7", (0, (2, 1)), "X", 3)
 NOT_ALONE = "not alone"
 AXES = {"tokens": "supervised tokens", "train_seconds": "train time"}
 """What accuracy is drawn against: column of the data -> label."""
@@ -95,7 +60,7 @@ def _run_lines(method: str, seed: int, run: Record, metric: str) -> list[dict[st
             "kind": "run", "method": method, "seed": seed, "step": point.step, "tokens": point.tokens["paper"],
             "train_seconds": point.train_seconds, "raw": 100 * value,
             "smooth": 100 * smooth[point.step] if point.step in smooth else None,
-            "note": "" if run.alone else NOT_ALONE,
+            "note": "" if run.alone or run.timed else NOT_ALONE,
         }
         for point in run.curve
         if (value := point.metrics.get(metric)) is not None
@@ -230,42 +195,14 @@ def _arrow(panel: Axes, data: pd.DataFrame, axis: str, size: float) -> None:
 # --- files ---
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as files: its data, and the pictures that carry the data's sha256."""
-
-    name: str
-    title: str
-    subtitle: str
-    data: pd.DataFrame
-
-    @property
-    def csv(self) -> str:
-        """What is plotted."""
-        return self.data.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the CSV."""
-        return hashlib.sha256(self.csv.encode()).hexdigest()
-
-    def pictures(self) -> dict[str, bytes]:
-        """PNG (300 dots an inch) and SVG."""
-        figure = efficiency(self.data, self.title, self.subtitle)
-        found = {}
-        for kind, metadata in (
-            ("png", {"data-sha256": self.digest, "Software": None}),
-            ("svg", {"Date": None, "Creator": None, "Identifier": f"data-sha256:{self.digest}"}),
-        ):
-            buffer = io.BytesIO()
-            with plt.rc_context(STYLE):
-                figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
-            found[f"{self.name}.{kind}"] = buffer.getvalue()
-        plt.close(figure)
-        return found
+def drawings(records: Sequence[Record], costs: timing.Calibrations = MappingProxyType({})) -> list[Drawing]:
+    """Every figure that records have data for."""
+    return efficiency_drawings(timing.timed_alone(records, costs)) + variant_drawings(
+        timing.timed_alike(records, costs)
+    )
 
 
-def drawings(records: Sequence[Record]) -> list[Drawing]:
+def efficiency_drawings(records: Sequence[Record]) -> list[Drawing]:
     """One efficiency curve for each student, scale and origin of Table 4's runs that have one."""
     found = []
     for group in compare.groups(record for record in records if compare.in_table(record, "4")):
@@ -276,44 +213,8 @@ def drawings(records: Sequence[Record]) -> list[Drawing]:
             seen = "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
             subtitle = f"{group.scale}, {seen}; lines are running means of three evaluations"
             name = name if group.origin == "committed" else f"{name}-own"
-            found.append(Drawing(name, group.student, subtitle, data))
+            found.append(Drawing(name, group.student, subtitle, data, efficiency))
     return found
-
-
-def stale(out: Path, wanted: Sequence[Drawing]) -> list[str]:
-    """Figures whose data are not what the records give, or whose pictures were not drawn from their data."""
-    problems = render.stale(out, {f"{drawing.name}.csv": drawing.csv for drawing in wanted}, (".csv",))
-    names = {drawing.name for drawing in wanted}
-    for drawing in wanted:
-        for kind, carried in (("png", _png_digest), ("svg", _svg_digest)):
-            path = out / f"{drawing.name}.{kind}"
-            if not path.is_file():
-                problems.append(f"{path}: missing")
-            elif carried(path) != drawing.digest:
-                problems.append(f"{path}: was drawn from other data")
-    here = sorted(
-        path for path in out.glob("*") if path.suffix in (".png", ".svg") and path.stem.startswith("efficiency-")
-    )
-    return problems + [f"{path}: comes from no record" for path in here if path.stem not in names]
-
-
-def _png_digest(path: Path) -> str | None:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("data-sha256")
-    except OSError:
-        return None
-
-
-def _svg_digest(path: Path) -> str | None:
-    head = path.read_bytes()[:4000].decode("utf-8", errors="replace")
-    return head.split("data-sha256:", 1)[1][:64] if "data-sha256:" in head else None
-
-
-def draw(out: Path, wanted: Sequence[Drawing]) -> list[Path]:
-    """Write data and pictures; returns the paths of the pictures."""
-    save(out, {f"{drawing.name}.csv": drawing.csv for drawing in wanted})
-    return save(out, {name: content for drawing in wanted for name, content in drawing.pictures().items()})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,12 +222,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments("Figures of the paper from records.", "figures").parse_args(argv)
     out = options.out or options.results / "figures"
     committed, problems = load([options.results / "records"])
-    kept = drawings(committed)
+    costs, unread = timing.load([options.results / "calibration"])
+    problems += unread
+    kept = drawings(committed, costs)
     if options.check:
         return report([*problems, *stale(out, kept)])
     own, damaged = load([options.runs])
+    measured, unread = timing.load([options.runs / "calibration"])
+    damaged += unread
     paths = draw(out, kept) if kept else []
-    paths += draw(options.runs / "figures", drawings([*committed, *own])) if own else []
+    paths += draw(options.runs / "figures", drawings([*committed, *own], {**costs, **measured})) if own else []
     print("\n".join(f"Written: {path}" for path in paths) or "No curves yet: `make repro-table4` makes the first.")
     report([*problems, *damaged])
     return 0

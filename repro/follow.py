@@ -6,6 +6,7 @@ Works in the stock Trainer and in ours. The clock is stopped meanwhile; a run th
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,27 @@ class CountingCollator:
     def __init__(self, collator: Callable, placeholder_ids: torch.Tensor):
         self.collator, self.placeholder_ids = collator, placeholder_ids
         self.counts: list[list[int]] = []  # a batch: Tokens' fields, causal pairs, positions of the padded batch
+        self.lengths: list[torch.Tensor] = []  # a batch: attended positions of each row [B]
 
     def __call__(self, rows: list[dict]) -> dict:
         batch = self.collator(rows)
         attended = batch["attention_mask"].bool()
         counts = count_tokens(batch["input_ids"], batch["labels"], attended, self.placeholder_ids)
         self.counts.append([*counts.tolist(), int(causal_pairs(attended)), attended.numel()])
+        self.lengths.append(attended.sum(1))
         return batch
 
 
 class StockLog(TrainerCallback):
-    """Writes the log of steps that ReGateTrainer writes itself; the stock Trainer computes logits at all positions."""
+    """Writes the log of steps that ReGateTrainer writes itself; the stock Trainer computes logits at all positions.
+
+    With layerwise dropping, ``kept`` (step, length of the padded batch) -> positions of each row that layers compute
+    which drop, and ``whole`` is the share of the layers that do not. FLOPs and active positions are then means over
+    layers; as elsewhere, padding does not count.
+    """
+
+    kept: Callable[[int, int], int] | None = None
+    whole: float = 1.0
 
     def __init__(self, path: Path, collator: CountingCollator, clock: StepClock, flops: FlopModel):
         self.log, self.collator, self.clock, self.flops = StepLog(path), collator, clock, flops
@@ -87,11 +98,20 @@ class StockLog(TrainerCallback):
         step = state.global_step - 1
         *kinds, pairs, positions = self.collator.counts[step - self._first]
         tokens = Tokens(*kinds)
+        decoder = self.flops.decoder_step(tokens.active, pairs)
+        if self.kept is not None:
+            lengths = self.collator.lengths[step - self._first]
+            few = lengths.clamp(max=self.kept(step, positions // len(lengths)))
+            sparse = self.flops.decoder_step(int(few.sum()), int((few * (few + 1) // 2).sum()))
+            decoder = self.whole * decoder + (1 - self.whole) * sparse
+            active = round(self.whole * tokens.active + (1 - self.whole) * int(few.sum()))
+            tokens = replace(tokens, active=active)
         self.log.add(
             step=step,
             ratio=1.0,
+            visual_ratio=1.0,
             tokens=tokens,
-            decoder_flops=self.flops.decoder_step(tokens.active, pairs),
+            decoder_flops=decoder,
             head_flops=self.flops.head_step(positions),
             seconds=self.clock.seconds[-1],
             peak_memory_bytes=peak_memory_bytes(),

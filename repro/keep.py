@@ -6,6 +6,7 @@ the hash that their record names.
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ def keep(runs: Path, results: Path) -> list[Path]:
             written.append(target)
     return [
         *written,
+        *keep_calibrations(runs / "calibration", results / "calibration"),
         *keep_results(runs / "eval", results / "evaluations"),
         *keep_bench(runs / "bench", results / "bench"),
     ]
@@ -46,6 +48,19 @@ def keep_bench(runs: Path, kept: Path) -> list[Path]:
     if problems:
         raise problems[0]
     return [bench_record.write(record, kept) for record in records]
+
+
+def keep_calibrations(runs: Path, kept: Path) -> list[Path]:
+    """Copy what steps cost; RecordError for a calibration on an unclean tree, or beside other work."""
+    written = []
+    for source in sorted(runs.glob("*.json")):
+        made = json.loads(source.read_text())
+        for name, wanted in (("dirty", False), ("alone", True)):
+            if made[name] is not wanted:
+                raise RecordError(name, made[name], str(wanted), "calibrate again: clean tree, quiet machine", source)
+        kept.mkdir(parents=True, exist_ok=True)
+        written.append(Path(shutil.copyfile(source, kept / source.name)))
+    return written
 
 
 def keep_results(runs: Path, kept: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 import regate.models  # noqa: F401 - the Auto classes know our students
 from eval import world
@@ -30,6 +30,7 @@ from repro.recipes import Data
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / "results" / "students"
+TEACHERS = ROOT / "results" / "teachers"
 _TOKENS_AT_ONCE = 16384
 
 
@@ -41,6 +42,7 @@ class Material:
     data: Data
     cache: Path
     prepared: Path = PREPARED
+    teachers: Path = TEACHERS
 
     @property
     def student_path(self) -> Path:
@@ -88,15 +90,25 @@ class Material:
 
         return datasets.load_from_disk(str(_once(folder, make)))
 
-    def scored(self) -> tuple[datasets.Dataset, dict[str, float]]:
-        """The training rows with reference losses of the student's own backbone, and what computing them cost.
+    def teacher(self, name: str) -> Any:
+        """A text-only teacher, fp32: "aligned" is the prepared student's own backbone, others are in `teachers`."""
+        if name == "aligned":
+            return self.model()
+        path = self.teachers / f"{self.student}-{name}"
+        if not (path / "model.safetensors").is_file():
+            raise FileNotFoundError(f"{path} holds no teacher: run `make teachers`")
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+    def scored(self, teacher: str = "aligned") -> tuple[datasets.Dataset, dict[str, float]]:
+        """The training rows with a teacher's reference losses, and what computing them cost.
 
         Cost: ``seconds`` (on this machine, alone or not), ``flops`` of the compacted forward passes, ``tokens``.
         """
-        folder = self._folder("scored", self.data.train, self.data.seed, self.student_hash[:8])
+        keys = () if teacher == "aligned" else (teacher,)
+        folder = self._folder("scored", self.data.train, self.data.seed, self.student_hash[:8], *keys)
 
         def make(to: Path) -> None:
-            rows, model = self.encoded("train"), self.model()
+            rows, model = self.encoded("train"), self.teacher(teacher)
             began = time.perf_counter()
             tokens = rows.select_columns(["input_ids", "labels", "sample_id"])
             scored = add_reference_losses(tokens, model, self.processor, batch_tokens=_TOKENS_AT_ONCE)
@@ -115,14 +127,24 @@ class Material:
         folder = self._folder("mvbench", asked, self.data.questions_per_task, self.data.seed)
         mvbench.write(folder, per_task=self.data.questions_per_task, seed=self.data.seed, tasks=tasks)
         questions = mvbench.questions(folder)
+
+        def decode(to: Path) -> None:
+            to.mkdir()
+            np.save(to / "frames.npy", np.stack([read_video(q.video, world.FRAMES) for q in questions]))
+
+        decoded = _once(self._folder("frames", asked, self.data.questions_per_task, self.data.seed), decode)
+        frames = np.load(decoded / "frames.npy", mmap_mode="r")  # uint8 [questions, F, H, W, 3]
         choices = [
-            Choice(
-                q.question, q.candidates, q.candidates.index(q.answer), q.task, frames=read_video(q.video, world.FRAMES)
-            )
-            for q in questions
+            Choice(q.question, q.candidates, q.candidates.index(q.answer), q.task, frames=clip)
+            for q, clip in zip(questions, frames, strict=True)
         ]
         text = json.dumps([[q.task, q.id, q.question, list(q.candidates), q.answer] for q in questions])
         return choices, hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def teacher_fingerprint(rows: datasets.Dataset) -> str:
+    """Of the teacher whose reference losses rows carry, as ``ReGateConfig.teacher`` takes it."""
+    return dict(part.split("=", 1) for part in rows[0]["reference_id"].split(";"))["teacher"]
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,6 @@ class PrepareConfig:
     sight: StageConfig = SIGHT
     align: StageConfig = ALIGN
     eval_every: int = 250
-
 
     def stage_hash(self, stage: str) -> str:
         """Of all that decides what `stage` ends with: this configuration without the stages behind it."""
@@ -101,7 +101,6 @@ class Preparation:
         self.model = self.family.build(tokenizer, config.size, config.seed)
         self.context_id = self.family.placeholder_id(self.model)
         self.pad_id = tokenizer.pad_token_id
-        self.basis = orthonormal(config.size.hidden_size, len(self.symbols), config.seed)  # [D, K]
         self.validation = make_pool(
             self.encoder, config.seed, "validation", config.validation_scenes, config.turns
         ).with_scripts(self.symbols)
@@ -109,6 +108,11 @@ class Preparation:
         self.curves: dict[str, list[dict[str, float]]] = {}
         self.seconds: dict[str, float] = {}
         self.origin: dict[str, list[str]] = {}
+
+    @cached_property
+    def basis(self) -> torch.Tensor:
+        """What the connector writes in while it learns to see: [D, K]."""
+        return orthonormal(self.config.size.hidden_size, len(self.symbols), self.config.seed)
 
     def pool(self) -> Pool:
         if self.train is None:

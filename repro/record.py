@@ -62,6 +62,7 @@ VERSIONS_IN_CONFIG = ("method_version", "world_version")
 COMMITTED = ("results", "records")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OLD_SECONDS = 3600.0
+NEVER_WRITTEN = ("origin", "timed")
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ class Record:
     benchmarks: tuple[Benchmark, ...] = ()
     artefacts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> path (relative), sha256
     crossing: dict[str, Any] | None = None  # as the run saw it: metric, target, baseline, step or None
+    timeline: list[list[Any]] = field(default_factory=list)  # [kind of step, how many in a row], from step 0
+    by_tag: dict[str, Any] | None = None  # what repro.kept counted; None where no gate was at work
     schema: int = SCHEMA
     origin: str = field(default="own", compare=False)  # committed or own: where it was read from, never written
+    timed: str = field(default="", compare=False)  # "calibrated" (repro.timing), never written
 
     def __post_init__(self) -> None:
         fix = "this version reads schema 1 only: run the recipe again, or read it with the commit that wrote it"
@@ -119,7 +123,8 @@ class Record:
             need(isinstance(getattr(self, name), Mapping), name, getattr(self, name), "a mapping")
         self._measured()
         digest = config_hash(self.config)
-        for name in ("config", "versions", "hardware", "artefacts", "crossing"):  # as it will be read back
+        # As it will be read back.
+        for name in ("config", "versions", "hardware", "artefacts", "crossing", "timeline", "by_tag"):
             object.__setattr__(self, name, _plain(name, getattr(self, name)))
         todo = "the file was edited by hand: run the recipe again"
         need(self.config_hash in ("", digest), "config_hash", self.config_hash, f"{digest} (of 'config')", todo)
@@ -145,6 +150,8 @@ class Record:
             need(inside and bool(path), f"artefacts.{name}.path", path, "a relative path without '..'")
             whole = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
             need(bool(whole), f"artefacts.{name}.sha256", digest, "64 hexadecimal digits")
+        counted = sum(n for _, n in self.timeline)
+        need(not self.timeline or counted == self.steps, "timeline", counted, f"kinds of all {self.steps} steps")
         good = self.crossing is None or isinstance(self.crossing, Mapping)
         need(good, "crossing", self.crossing, "a mapping or null")
 
@@ -171,7 +178,7 @@ def _build(kind: type, value: Any, name: str = "") -> Any:
     """A dataclass from a mapping: unknown and missing fields are errors that name the field."""
     dot = f"{name}." if name else ""
     need(isinstance(value, Mapping), name or "record", value, "a JSON object")
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "origin"}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in NEVER_WRITTEN}
     needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     needed |= {"schema", "config_hash"} & set(fields)
     for missing in sorted(needed - set(value)):
@@ -256,7 +263,8 @@ def write(record: Record, directory: str | Path) -> Path:
 def _text(record: Record) -> str:
     """JSON with one line a field, and one line a point of the curve: readable, and small in a diff."""
     values = dataclasses.asdict(record)
-    del values["origin"]
+    for name in NEVER_WRITTEN:
+        del values[name]
     lines = []
     for name, value in values.items():
         if name in ("curve", "benchmarks") and value:

@@ -172,7 +172,8 @@ def _grid(part: Part, rows: Sequence[Cells]) -> list[list[str]]:
     return [[column.show(row) for column in part.columns] for row in chosen]
 
 
-def _markdown_table(heads: Sequence[str], grid: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], grid: Sequence[Sequence[str]]) -> str:
+    """A table, its columns aligned: readable in a terminal."""
     escaped = [[value.replace("|", "\\|") for value in line] for line in [list(heads), *grid]]
     widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
     rule = ["-" * (width - (i > 0)) + (":" if i > 0 else "") for i, width in enumerate(widths)]
@@ -195,7 +196,7 @@ def to_markdown(table: pd.DataFrame, layout: Layout) -> str:
             grid = _grid(part, rows)
             if grid:
                 blocks.append(f"## {student}" if i == 0 else f"**{student}: {part.title}**")
-                blocks.append(_markdown_table([column.head for column in part.columns], grid))
+                blocks.append(markdown_table([column.head for column in part.columns], grid))
             if i == 0:
                 blocks.append("\n".join(f"- {cell.text}" for cell in mine if cell.column == WORDS))
     notes = dict.fromkeys(cell.text for cell in cells if cell.column == NOTE)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repro import compare, render
+from repro import compare, render, variants
 from repro.compare import BASELINE, METRIC, Group, Reached, Reading, Readings
-from repro.record import TOKEN_KINDS
+from repro.record import TOKEN_KINDS, Record
 from repro.render import NOTE, WORDS, Cell, bounds
 
 Published = dict[str, Any]
@@ -19,9 +19,7 @@ LABELS = {
     "dense": "dense (our trainer)",
     "regate": "ReGATE",
     "regate_at_peak": "ReGATE at baseline's peak",
-    "random": "random half",
-    "loss_only": "loss only (RHO-1 style)",
-}
+} | variants.LABELS
 """Method of a record or of a published row -> how its row is called; another method keeps its name."""
 AT_PEAK = ("regate",)
 """Methods that get a second row, at the checkpoint that first reaches the baseline's peak."""
@@ -86,19 +84,26 @@ class Place:
     group: Group
     method: str
     benchmark: str
+    label: str = ""  # another one than the method's own
+
+    @property
+    def row(self) -> str:
+        """What the row is called."""
+        return self.label or LABELS.get(self.method, self.method)
 
     def cell(self, column: str, value: float | None = None, *, seeds: int | None = None, **rest: Any) -> Cell:
         """A cell of this row."""
         unit = rest.pop("unit", None) or UNITS.get(column) or UNITS.get(column.split(".")[0], "")
-        row, group = LABELS.get(self.method, self.method), self.group
-        place: dict[str, Any] = {"student": group.student, "row": row, "origin": group.origin, "scale": group.scale}
+        group = self.group
+        place: dict[str, Any] = {"student": group.student, "origin": group.origin, "scale": group.scale}
+        place["row"] = self.row
         return Cell(**place, method=self.method, column=column, value=value, unit=unit, seeds=seeds, **rest)
 
 
 def measured_row(place: Place, readings: Readings, baseline: Readings) -> list[Cell]:
     """The cells of one method: means over seeds, changes and differences in pairs against the baseline."""
     n = len(readings)
-    alone = all(reading.record.alone for reading in readings.values())
+    mark = time_mark([reading.record for reading in readings.values()])
     keys = [f"tokens.{kind}" for kind in TOKEN_KINDS] + ["flops", "flops.decoder", "flops.head", "flops.total"]
     keys += ["train_seconds", "peak_memory_bytes", "steps", "skipped_samples"]
     keys += ["teacher.seconds", "teacher.flops", "teacher.tokens"]
@@ -106,7 +111,7 @@ def measured_row(place: Place, readings: Readings, baseline: Readings) -> list[C
     for key in keys:
         value = compare.mean(readings, key)
         if value is not None:
-            cells.append(place.cell(key, value, seeds=n, text="†" if key == "train_seconds" and not alone else ""))
+            cells.append(place.cell(key, value, seeds=n, text=mark if key == "train_seconds" else ""))
     is_baseline = place.method == BASELINE
     for key in () if is_baseline else CHANGES:
         moved = compare.change(readings, baseline, key)
@@ -136,6 +141,13 @@ def measured_row(place: Place, readings: Readings, baseline: Readings) -> list[C
     return cells
 
 
+def time_mark(records: Sequence[Record]) -> str:
+    """‡ calibrated, † timed beside other work, nothing: timed alone."""
+    if any(record.timed for record in records):
+        return "‡"
+    return "" if all(record.alone for record in records) else "†"
+
+
 def measured_group(group: Group, benchmark: str) -> list[Cell]:
     """All rows of a student at a scale, then what they say in words."""
     known = [method for method in LABELS if method in group.methods]
@@ -156,7 +168,7 @@ def measured_group(group: Group, benchmark: str) -> list[Cell]:
     if not baseline:
         missing = "no run of the stock Trainer, nothing to compare with"
         cells.append(note.cell(NOTE, text=f"{group.student} ({_where(group)}): {missing}"))
-    return [*cells, note.cell(NOTE, text=_provenance(group))]
+    return [*cells, note.cell(NOTE, text=provenance(group))]
 
 
 def _peak_row(place: Place, pairs: Sequence[Reached], baseline: Readings) -> list[Cell]:
@@ -238,7 +250,8 @@ def _reaches(pairs: Sequence[Reached], what: str) -> str:
 _SHARES = (("tokens", "tokens"), ("train_seconds", "train time"))
 
 
-def _provenance(group: Group) -> str:
+def provenance(group: Group) -> str:
+    """Commits, machines and versions of a group's runs."""
     runs = [record for seeds in group.methods.values() for record in seeds.values()]
 
     def all_of(values: Sequence[object]) -> str:

@@ -1,33 +1,31 @@
 """One recipe -> one record and its artefacts. A run that was stopped goes on; one that is there and fresh is reused."""
 
 import hashlib
-import os
+import json
 import shutil
-import time
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
-from regate import ReGateConfig, ReGateTrainer
-from regate.accounting import FlopModel, StepClock
-from regate.checkpoint import SafeTrainer
-from regate.tokens import placeholder_token_ids
+from regate import ReGateTrainer
+from regate.accounting import read_steps
+from repro.alone import Watch
+from repro.assemble import trainer_of
 from repro.curve import crossing, peak
 from repro.evaluate import choice_accuracy, content_metrics, rank_options
-from repro.follow import CountingCollator, Follower, StockLog, totals
+from repro.follow import Follower, totals
+from repro.kept import KeptLog, summary
 from repro.material import Material
 from repro.micro_data import MicroCollator, batches_by_length
 from repro.recipes import Recipe
 from repro.record import Benchmark, Point, Record, RecordError, config_hash, environment, is_stale, read, write
-from repro.tuning import tuned
 
 METRIC = "content_accuracy"
 PROTOCOL = "rank"
-_ALONE = 0.05  # of all cores: what other processes may have used meanwhile
 
 
 def existing(recipe: Recipe, material: Material, directory: Path) -> Record | None:
@@ -58,16 +56,20 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
     folder = runs / recipe.name
     config = recipe.config(material.student_hash)
     _start_anew_if_changed(folder, config)
-    began, used = time.perf_counter(), _cpu_seconds()
+    watch = Watch()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = environment(threads=torch.get_num_threads())
-    trainer = _trainer(recipe, material, folder)
+    trainer, clock = trainer_of(recipe, material, folder)
+    validation = _validation_batches(material, recipe.batch_size)
+    follower = Follower(folder, clock, recipe.evaluate_every, lambda m: content_metrics(m, validation))
+    if isinstance(trainer, ReGateTrainer):  # before the follower, which restarts the clock
+        trainer.add_callback(KeptLog(folder, trainer, recipe.evaluate_every))
+    trainer.add_callback(follower)
     trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint() is not None)
-    others = _others_share(began, used)
-    alone = others is not None and others < _ALONE
+    alone = watch.alone()
 
     steps_log = folder / "steps.jsonl"
-    curve = tuple(_point(p, steps_log) for p in _follower(trainer).points)
+    curve = tuple(_point(p, steps_log) for p in follower.points)
     choices, questions = material.questions()
     benchmarks = [_score(trainer.model, recipe.steps, material, choices, questions)]
     reached = None
@@ -82,6 +84,10 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
     trainer.model.save_pretrained(folder / "final")
     material.processor.save_pretrained(folder / "final")
     sums = totals(steps_log, recipe.steps)
+    sparse = sparse_steps(steps_log)
+    by_tag = summary(folder, sparse, recipe.evaluate_every) if isinstance(trainer, ReGateTrainer) else None
+    if by_tag:
+        (folder / "kept_by_tag.json").write_text(json.dumps(by_tag))
     record = Record(
         name=recipe.name,
         table=recipe.table,
@@ -95,7 +101,9 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         steps=recipe.steps,
         protocol=PROTOCOL,
         alone=alone,
-        teacher={**material.scored()[1]} if recipe.method == "regate" else None,
+        teacher={**material.scored(recipe.teacher)[1]} if recipe.needs_teacher else None,
+        timeline=[[recipe.step_kind(kind), len(list(run))] for kind, run in groupby(sparse.values())],
+        by_tag=by_tag,
         curve=curve,
         benchmarks=tuple(benchmarks),
         artefacts=_artefacts(folder, runs),
@@ -110,51 +118,15 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
     return record
 
 
-def _trainer(recipe: Recipe, material: Material, folder: Path) -> SafeTrainer:
-    shared: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.batch_size,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": recipe.warmup_ratio,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.max_grad_norm,
-        "save_steps": recipe.save_every,
-        "save_total_limit": 1,
-        "logging_steps": recipe.evaluate_every,
-        "report_to": [],
-        "remove_unused_columns": False,
-        "seed": recipe.seed,
-        "use_cpu": True,
-    }
-    rows, _ = material.scored()
-    model, collator = tuned(material.model(), recipe.tuning, recipe.seed), MicroCollator(material.processor)
-    if recipe.method == "stock":
-        placeholder = torch.tensor(sorted(placeholder_token_ids(material.processor, model.config)))
-        counting, clock = CountingCollator(collator, placeholder), StepClock()
-        trainer = SafeTrainer(model, TrainingArguments(**shared), counting, rows)
-        flops = FlopModel.of(model.get_decoder(), model.get_output_embeddings())
-        trainer.add_callback(clock)
-        trainer.add_callback(StockLog(folder / "steps.jsonl", counting, clock, flops))
-    else:
-        traced = list(range(0, len(rows), len(rows) // recipe.trace_samples)) if recipe.trace_samples else []
-        args = ReGateConfig(**shared, **recipe.gate, trace_samples=traced[: recipe.trace_samples])
-        trainer = ReGateTrainer(model, args, collator, rows, processing_class=material.processor)
-        clock = trainer.clock
-    validation = _validation_batches(material, recipe.batch_size)
-    trainer.add_callback(Follower(folder, clock, recipe.evaluate_every, lambda m: content_metrics(m, validation)))
-    return trainer
+def sparse_steps(steps_log: Path) -> dict[int, bool]:
+    """Step -> whether it left something out, from the log."""
+    return {e["step"]: e["ratio"] < 1 or e["visual_ratio"] < 1 for e in read_steps(steps_log)}
 
 
 def _validation_batches(material: Material, batch_size: int) -> list[dict[str, Any]]:
     rows = list(material.encoded("validation"))
     collator = MicroCollator(material.processor, extra=("tags",))
     return [collator([rows[i] for i in b]) for b in batches_by_length([len(r["input_ids"]) for r in rows], batch_size)]
-
-
-def _follower(trainer: SafeTrainer) -> Follower:
-    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Follower))
 
 
 def _point(point: dict[str, Any], steps_log: Path) -> Point:
@@ -192,6 +164,7 @@ def _artefacts(folder: Path, runs: Path) -> dict[str, dict[str, str]]:
     files = {
         "steps": folder / "steps.jsonl",
         "trace": folder / "trace.parquet",
+        "kept_by_tag": folder / "kept_by_tag.json",
         "model": folder / "final/model.safetensors",
         "adapter": folder / "final/adapter_model.safetensors",
     }
@@ -200,24 +173,3 @@ def _artefacts(folder: Path, runs: Path) -> dict[str, dict[str, str]]:
         for name, path in files.items()
         if path.exists()
     }
-
-
-def _cpu_seconds() -> tuple[float, float] | None:
-    """CPU seconds used by the whole machine and by this process, so far; None where the system does not tell."""
-    try:
-        first = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    except OSError:
-        return None
-    user, nice, system, _idle, _wait, irq, softirq = map(int, first[:7])
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq) / ticks, sum(os.times()[:4])
-
-
-def _others_share(began: float, used: tuple[float, float] | None) -> float | None:
-    """Share of all cores that other processes used since ``began``; None where that is not known."""
-    now = _cpu_seconds()
-    if used is None or now is None:
-        return None
-    machine, own = now
-    wall = (time.perf_counter() - began) * (os.cpu_count() or 1)
-    return max(0.0, (machine - used[0]) - (own - used[1])) / wall

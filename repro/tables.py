@@ -12,19 +12,22 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
 from eval import results as evaluations
 from eval.results import Result
-from repro import benchmark_tables, compare, render
+from repro import benchmark_tables, budgets, by_tag, compare, readme, render, timing, variant_tables
 from repro.bench import record as bench_record
 from repro.bench import table as bench_table
 from repro.record import TOKEN_KINDS, Record, load
 from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
 from repro.rows import Published, measured_group, published_rows
 from repro.stats import with_half_width
+from repro.variant_tables import variant_table
 
 
 def read_published(path: str | Path = "results/published.json") -> Published:
@@ -49,7 +52,8 @@ def table4(records: Sequence[Record], published: Published, benchmark: str = "mv
 
 _NOTES = (
     "tokens: the paper's count, supervised targets, those of dense steps included; (change against the baseline)",
-    "train time: training alone, without evaluation and checkpointing; † timed beside other work, not comparable",
+    "train time: training alone, without evaluation and checkpointing; † timed beside other work, not comparable; "
+    "‡ steps by kind times their cost, calibrated interleaved on a quiet machine",
     "FLOPs: decoder and head, forward and backward; teacher: scoring the training set once, before training",
     "accuracy: MVBench where published, its twin where measured; macro average over subtasks; ± is half of the 95 % "
     "interval, over questions (bootstrap, stratified by subtask) and over seeds (Student's t)",
@@ -164,13 +168,24 @@ EFFICIENCY = Layout(
 
 # --- the command ---
 
-TABLES: dict[str, tuple[Callable[[Sequence[Record], Published], pd.DataFrame], Layout]] = {"4": (table4, EFFICIENCY)}
-"""Number of a table -> its builder and layout: another table is another line."""
+Builder = Callable[[Sequence[Record], Published], pd.DataFrame]
+TABLES: dict[str, tuple[Builder, Layout]] = {
+    "4": (table4, EFFICIENCY),
+    **{
+        name: (partial(variant_table, name), variant_tables.layout(name, title))
+        for name, title in variant_tables.TITLES.items()
+    },
+    "budgets": (budgets.budget_table, budgets.LAYOUT),
+}
+"""Name of a table -> its builder and layout, where a record belongs to it: another table is another line."""
 SUFFIXES = (".md", ".csv", ".tex")
 
 
 def files(
-    records: Sequence[Record], published: Published, results: Sequence[tuple[Result, str]] = ()
+    records: Sequence[Record],
+    published: Published,
+    results: Sequence[tuple[Result, str]] = (),
+    costs: timing.Calibrations = MappingProxyType({}),
 ) -> dict[str, str]:
     """File name -> contents, for every table that has a record, or a result of a benchmark."""
     found: dict[str, str] = {}
@@ -179,17 +194,21 @@ def files(
         if any(name in run.results for run in runs for name in benchmark_tables.benchmarks_of(number)):
             table = benchmark_tables.table(number, runs, records, published)
             found |= _printed(number, table, benchmark_tables.layout(number))
+    alone, alike = timing.timed_alone(records, costs), timing.timed_alike(records, costs)
     for number, (build, layout) in TABLES.items():
         if any(compare.in_table(record, number) for record in records):
-            found |= _printed(number, build(records, published), layout)
+            found |= _printed(number, build(alone if number == "4" else alike, published), layout)
+    if any(record.by_tag for record in records):
+        found |= _printed("tokens_by_kind", by_tag.by_tag_table(records, published), by_tag.LAYOUT)
     return found
 
 
 def _printed(number: str, table: pd.DataFrame, layout: Layout) -> dict[str, str]:
+    name = compare.table_name(number)
     return {
-        f"table{number}.md": render.to_markdown(table, layout),
-        f"table{number}.csv": render.to_csv(table),
-        f"table{number}.tex": render.to_latex(table, layout),
+        f"{name}.md": render.to_markdown(table, layout),
+        f"{name}.csv": render.to_csv(table),
+        f"{name}.tex": render.to_latex(table, layout),
     }
 
 
@@ -224,29 +243,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = arguments("Tables of the paper from records.", "tables")
     parser.add_argument("--only", help="print this table alone (all are written)")
+    parser.add_argument("--readme", type=Path, help="whose results are generated (default: README.md beside RESULTS)")
     options = parser.parse_args(argv)
+    options.readme = options.readme or options.results.parent / "README.md"
     out = options.out or options.results / "tables"
     published = read_published(options.results / "published.json")
     committed, problems = load([options.results / "records"])
     scored, unfit = evaluations.load(options.results / "evaluations")
-    timed, unread = bench_record.load(options.results / "bench")
-    kept = files(committed, published, [(result, "committed") for result in scored]) | bench_table.files(timed)
+    costs, unread = timing.load([options.results / "calibration"])
+    timed, unfit_bench = bench_record.load(options.results / "bench")
+    problems += [*unread, *unfit_bench]
+    kept = files(committed, published, [(result, "committed") for result in scored], costs) | bench_table.files(timed)
+    results = readme.section(committed, costs)
     if options.check:
-        return report([*problems, *unfit, *unread, *render.stale(out, kept, SUFFIXES)])
+        old = readme.stale(options.readme, results) if options.readme.exists() else []
+        return report([*problems, *unfit, *render.stale(out, kept, SUFFIXES), *old])
+    if options.readme.exists():
+        save(options.readme.parent, {options.readme.name: readme.filled(options.readme.read_text("utf-8"), results)})
     own, damaged = load([options.runs])
+    measured, unread = timing.load([options.runs / "calibration"])
+    damaged += unread
     mine, broken = evaluations.load(options.runs / "eval")
     paths = save(out, kept) if kept else []
     both = [(result, "committed") for result in scored] + [(result, "own") for result in mine]
-    everything = files([*committed, *own], published, both) if own or mine else kept
+    everything = files([*committed, *own], published, both, {**costs, **measured}) if own or mine else kept
     if own or mine:
         paths += save(options.runs / "tables", everything)
     if not everything:
         print("No records yet: published numbers only. `make repro-table4` makes the first.\n")
         everything = {"table4.md": render.to_markdown(table4([], published), EFFICIENCY)}
-    printed = [f"table{options.only}.md"] if options.only else sorted(everything)
+    printed = [f"{compare.table_name(options.only)}.md"] if options.only else sorted(everything)
     print("\n\n".join(everything[name] for name in printed if name.endswith(".md") and name in everything))
     print("\n".join(f"Written: {path}" for path in paths))
-    report([*problems, *unfit, *unread, *damaged, *broken])
+    report([*problems, *unfit, *damaged, *broken])
     return 0
 
 

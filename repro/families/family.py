@@ -126,10 +126,6 @@ class Family(ABC):
         seen = self.features(model, self.visual_inputs(processor, pixels_NFCHW))
         return seen.reshape(len(pixels_NFCHW), -1, seen.shape[-1])
 
-    @abstractmethod
-    def precomputed(self, features_NSD: torch.Tensor) -> dict[str, Any]:
-        """`features` as inputs of the model, in the place of the clips."""
-
     def seats(self, script_FQK: np.ndarray) -> np.ndarray:
         """A script (`repro.rehearsal`) laid out over the visual tokens: [S, K], in their order."""
         return script_FQK.reshape(-1, script_FQK.shape[-1])

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl import InternVLVisionConfig
 from transformers.models.internvl.processing_internvl import InternVLProcessor
@@ -129,6 +128,3 @@ class InternVL(Family):
 
     def features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-
-    def precomputed(self, features_NSD: torch.Tensor) -> dict[str, Any]:
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features_NSD)}}

@@ -20,7 +20,6 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from regate.models.videochat2 import (
     VideoChat2Config,
@@ -166,9 +165,6 @@ class VideoChat2(Family):
 
     def features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.get_video_features(**inputs, return_dict=True).pooler_output
-
-    def precomputed(self, features_NSD: torch.Tensor) -> dict[str, Any]:
-        return {"mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=features_NSD)}}
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AddedToken, PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from regate.models.videollama2 import VideoLlama2Config, VideoLlama2ForConditionalGeneration, VideoLlama2Processor
 from regate.models.videollama2.processing import build_processor
@@ -102,9 +101,6 @@ class VideoLlama2(Family):
 
     def features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
-
-    def precomputed(self, features_NSD: torch.Tensor) -> dict[str, Any]:
-        return {"mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=features_NSD)}}
 
     def seats(self, script_FQK: np.ndarray) -> np.ndarray:
         """A visual token stands for two frames: it gets the mean of their scripts."""

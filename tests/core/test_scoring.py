@@ -49,6 +49,16 @@ class TestSchedule:
         expected = 1.0 if step < warmup or (step - warmup) % cycle < dense else 0.25
         assert ratio == expected
 
+    def test_beyond_the_paper_the_ratio_moves_and_the_end_is_dense(self):
+        schedule = {"keep_ratio": 0.25, "warmup": 2, "cycle": 100, "dense_steps": 0, "steps": 12}
+        ratios = [keep_ratio_at(t, **schedule, final_ratio=0.75, cooldown=3) for t in range(12)]
+        assert ratios[:2] == [1, 1]
+        assert ratios[2] == 0.25
+        assert ratios[8] == 0.75
+        assert ratios[9:] == [1, 1, 1]
+        assert np.allclose(np.diff(ratios[2:9]), 0.5 / 6)
+        assert [keep_ratio_at(t, **schedule) for t in range(2, 12)] == [0.25] * 10
+
 
 class TestDifficulty:
     def test_table_5_labels_are_true_for_convex(self):
@@ -213,6 +223,78 @@ class TestActiveSet:
             # A target is kept exactly when its predictor is computed, but for predictors that are context or markers.
             answers = (labels != IGNORE) & (labels != 7)
             assert torch.equal((g.active & answers), (g.kept & answers))
+
+
+def many(policy: str, ratio: float = 0.5, active_set: str = "predictors", rows: int = 40, **changes):
+    """Decisions about rows of a prompt of 5 (visual at 0 to 3), 20 answer tokens and a marker; scores at random."""
+    labels = torch.full((rows, 26), IGNORE)
+    labels[:, 5:25] = torch.arange(20) % 7
+    labels[:, 25] = 99
+    target = shift_labels(labels) != IGNORE
+    reference = spread(torch.rand(rows, 21, generator=torch.Generator().manual_seed(0)), target)
+    nothing = torch.full(labels.shape, math.nan)
+    ids = torch.arange(rows)
+    signals = signals_of(labels, ids, nothing, reference, step=3, seed=1, lambda_=1.0, combine="convex")
+    attended = torch.ones_like(target)
+    return decide(POLICIES[policy], signals, labels, attended, SPECIAL, ratio, active_set, **changes), reference
+
+
+class TestBeyondThePaper:
+    def test_chunks_are_kept_whole(self):
+        g, _ = many("chunks", ratio=0.4)  # 8 of 20: one chunk of 8, or the last of 4 and half of another
+        kept = g.kept[:, 4:24].view(-1, 20)
+        for row in kept:
+            assert row.sum() == 8
+            parts = [row[:8].sum(), row[8:16].sum(), row[16:].sum()]
+            assert sorted(map(int, parts)) in ([0, 0, 8], [0, 4, 4])
+
+    def test_earliest_with_prefix_leaves_every_kept_target_its_whole_context(self):
+        g, _ = many("earliest", active_set="prefix")
+        lengths = (g.kept & g.candidate).sum(1)
+        assert lengths.min() <= 3
+        assert lengths.max() >= 18
+        assert 8 < lengths.double().mean() < 12
+        for row, n in zip(range(40), lengths, strict=True):
+            assert positions(g.supervised[row : row + 1]) == list(range(4, 4 + n))
+            assert positions(g.active[row : row + 1]) == [*range(4 + n), 25]
+
+    def test_prefix_of_any_policy_reaches_up_to_the_last_kept_candidate(self):
+        g, _ = many("regate", active_set="prefix", ratio=0.1)
+        for row in range(40):
+            last = positions((g.kept & g.candidate)[row : row + 1])[-1]
+            assert positions(g.active[row : row + 1]) == [*range(last + 1), 25]
+        assert torch.equal(g.supervised, g.kept & g.candidate)
+
+    def test_mixed_rows_are_whole_or_sparse_and_keep_the_share(self):
+        g, _ = many("mixed", rows=400)
+        counts = (g.kept & g.candidate).sum(1)
+        assert set(counts.tolist()) == {7, 20}  # a quarter whole, the others a third
+        assert counts.double().mean() / 20 == pytest.approx(0.5, abs=0.04)
+
+    def test_batch_keeps_the_hardest_of_all_rows(self):
+        g, reference = many("batch")
+        chosen, left = g.kept & g.candidate, g.candidate & ~g.kept
+        assert chosen.sum() == 400
+        assert reference[chosen].min() >= reference[left].max()
+        assert len(set(chosen.sum(1).tolist())) > 1
+
+    @pytest.mark.parametrize("policy", ["dense", "regate"])
+    def test_a_share_of_visual_positions_is_left_out_and_answers_are_as_without(self, policy):
+        visual = torch.zeros(40, 26, dtype=torch.bool)
+        visual[:, :4] = True
+        g, _ = many(policy, visual=visual, visual_ratio=0.5)
+        plain, _ = many(policy)
+        assert (g.active[:, :4].sum(1) == 2).all()
+        assert len({tuple(row) for row in g.active[:, :4].tolist()}) > 1
+        assert torch.equal(g.active[:, 4:], plain.active[:, 4:])
+        assert torch.equal(g.supervised, plain.supervised)
+        assert g.elides
+
+    def test_a_visual_position_that_predicts_stays(self):
+        visual = torch.zeros(40, 26, dtype=torch.bool)
+        visual[:, :5] = True
+        g, _ = many("dense", visual=visual, visual_ratio=0.2)
+        assert g.active[:, 4].all()
 
 
 def test_predictor_space():

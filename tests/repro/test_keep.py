@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import pytest
 
@@ -39,3 +40,14 @@ def test_an_unclean_record_and_a_changed_trace_are_refused(tmp_path):
     trace.write_bytes(b"something else")
     with pytest.raises(RecordError, match="trace"):
         keep(runs, tmp_path / "b" / "results")
+
+
+def test_calibrations_are_copied_unless_something_else_ran(tmp_path):
+    runs, _, _ = prepared(tmp_path)
+    path = runs / "calibration" / "internvl-micro.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"dirty": False, "alone": True}))
+    assert tmp_path / "results" / "calibration" / path.name in keep(runs, tmp_path / "results")
+    path.write_text(json.dumps({"dirty": False, "alone": False}))
+    with pytest.raises(RecordError, match="quiet machine"):
+        keep(runs, tmp_path / "results")

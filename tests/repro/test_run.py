@@ -25,14 +25,14 @@ DATA = recipes.Data(train=24, validation=8, questions_per_task=1)
 SMALL = {"steps": 6, "batch_size": 4, "evaluate_every": 2, "save_every": 2, "data": DATA}
 
 
-def nano(student: str, folder: Path) -> Material:
+def nano(student: str, folder: Path, num_layers: int = 1) -> Material:
     """A random nano student in the place of the prepared one, and its data."""
     family = FAMILIES[student]
     tokenizer = family.tokenizer(tokenizer_texts(0, 300), 900)
     size = dataclasses.replace(
         family.size,
-        vocab_size=1024, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, intermediate_size=32,
-        vision_hidden_size=16, vision_layers=1, vision_heads=1, vision_intermediate_size=16,
+        vocab_size=1024, hidden_size=32, num_layers=num_layers, num_heads=2, num_kv_heads=2, head_dim=16,
+        intermediate_size=32, vision_hidden_size=16, vision_layers=1, vision_heads=1, vision_intermediate_size=16,
     )  # fmt: skip
     family.build(tokenizer, size).save_pretrained(folder / "students" / student)
     family.processor(tokenizer, size).save_pretrained(folder / "students" / student)
@@ -84,6 +84,74 @@ def test_three_runs_make_three_records_that_agree_where_they_must(student, tmp_p
     assert existing(recipe, material, tmp_path / "records") == ours
     changed = dataclasses.replace(recipe, learning_rate=3e-3)
     assert existing(changed, material, tmp_path / "records") is None
+
+
+def test_rivals_and_gates_beyond_the_paper_leave_out_what_they_say_and_count_it(material, tmp_path):
+    def variant(method: str, gate: dict | None = None):
+        recipe = recipes.recipe_of(method, seed=1, **SMALL)
+        changes = {"evaluate_every": 3} | ({"gate": recipe.gate | gate} if gate else {})
+        return dataclasses.replace(recipe, **changes)
+
+    dense = run(recipes.dense(seed=1, **SMALL), material, tmp_path)
+    pruned = run(variant("visual_pruning", {"cycle": 3}), material, tmp_path)
+    assert pruned.timeline == [
+        ["dense", 1], ["all, predictors, visual 0.5", 2], ["dense", 1], ["all, predictors, visual 0.5", 2]
+    ]  # fmt: skip
+    assert pruned.tokens["supervised"] == dense.tokens["supervised"]
+    assert pruned.tokens["active"] == dense.tokens["active"] - dense.tokens["visual"] * 4 // 6 // 2
+    assert pruned.flops["decoder"] < dense.flops["decoder"]
+    assert pruned.flops["head"] == dense.flops["head"]
+
+    short = {"gate_warmup_steps": 1, "cycle": 3, "dense_steps": 1}
+    ours = run(variant("cooldown", short | {"gate_cooldown_steps": 2}), material, tmp_path)
+    assert [n for _, n in ours.timeline] == [2, 2, 2]  # dense, sparse, dense
+    windows = ours.by_tag["windows"]
+    assert [w["step"] for w in windows] == [3, 6]
+    assert [w["sparse_steps"] for w in windows] == [1, 1]
+    entries = read_steps(tmp_path / ours.name / "kept.jsonl")
+    steps = read_steps(tmp_path / ours.name / "steps.jsonl")
+    for entry, step in zip(entries, steps, strict=True):
+        assert sum(entry["kept"].values()) == step["tokens"]["supervised"]
+        assert sum(entry["targets"].values()) == step["tokens"]["target"]
+        if step["ratio"] == 1:
+            assert entry["kept"] == entry["targets"]
+    for auc in windows[-1]["separation"]["reference"].values():
+        assert 0 <= auc <= 1
+    assert ours.by_tag == json.loads((tmp_path / ours.name / "kept_by_tag.json").read_text())
+    assert dense.by_tag["windows"][-1]["sparse_steps"] == 0
+
+    recipe = variant("earliest", {"gate_warmup_steps": 0, "dense_steps": 0})
+    assert run(recipe, material, tmp_path).tokens["active"] < dense.tokens["active"]
+
+
+def test_random_ltd_counts_the_layers_that_drop(tmp_path):
+    material = nano("internvl", tmp_path, num_layers=4)
+    recipe = dataclasses.replace(recipes.recipe_of("random_ltd", seed=1, **SMALL), evaluate_every=3)
+    stock = run(recipes.stock(seed=1, **SMALL), material, tmp_path)
+    everything = dataclasses.replace(recipe, random_ltd={"start": 10_000, "steps": 6})
+    same = run(everything, material, tmp_path)
+    assert same.artefacts["model"] == stock.artefacts["model"] | {"path": same.artefacts["model"]["path"]}
+    assert (same.flops, same.tokens) == (stock.flops, stock.tokens)
+    few = run(dataclasses.replace(recipe, random_ltd={"start": 8, "steps": 600, "granularity": 1}), material, tmp_path)
+    rows = 6 * 4
+    assert few.tokens["active"] == pytest.approx((stock.tokens["active"] + rows * 8) / 2, rel=0.01)
+    assert few.flops["head"] == stock.flops["head"]
+    assert stock.flops["decoder"] / 2 < few.flops["decoder"] < stock.flops["decoder"] * 0.6
+    assert few.timeline == [["random_ltd", 6]]
+
+
+def test_steps_are_calibrated_on_the_same_batches(material, tmp_path, monkeypatch):
+    from repro import calibrate, timing
+
+    monkeypatch.setattr(calibrate, "Material", lambda student, data, cache: material)
+    wanted = [recipes.stock(**SMALL), regate(), recipes.recipe_of("lambda0", **SMALL)]
+    (path,) = calibrate.calibrate(wanted, tmp_path, rounds=2)
+    measured = json.loads(path.read_text())
+    assert set(measured["seconds"]) == {"stock", "dense", "regate 0.5, predictors, visual 1"}
+    assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in measured["measured"].values())
+    found, problems = timing.load([tmp_path / "calibration"])
+    assert not problems
+    assert found["internvl", "micro"].seconds == measured["seconds"]
 
 
 _KILLED = """

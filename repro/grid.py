@@ -1,0 +1,59 @@
+"""Many runs, unattended: what is there and fresh is reused, what was stopped goes on, one failure stops no other run.
+
+Each run is a process of its own, so that its memory is its own. With several jobs each computes on one thread, which
+is the better use of few cores; such runs were not alone, and tables take their times from the calibration.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from repro.material import Material
+from repro.recipes import Recipe
+from repro.run import existing
+
+
+def run_all(recipes: Sequence[Recipe], runs: Path, seeds: int, jobs: int = 1) -> int:
+    """Run what is missing, ``jobs`` at a time; what each prints goes to ``runs/<name>.log``. Returns the exit code."""
+    missing = []
+    for recipe in recipes:
+        material = Material(recipe.student, recipe.data, runs / "cache")
+        if existing(recipe, material, runs / "records"):
+            print(f"{recipe.name}: there and fresh")
+        else:
+            missing.append(recipe)
+    made = set()
+    for recipe in missing:  # here, not in several runs at once
+        what = (recipe.student, recipe.data, recipe.teacher)
+        if what not in made:
+            made.add(what)
+            material = Material(recipe.student, recipe.data, runs / "cache")
+            material.scored(recipe.teacher), material.encoded("validation"), material.questions()
+    failed: list[str] = []
+    done, began = 0, time.perf_counter()
+    # Runs that are read against a baseline come after it.
+    for wave in ([r for r in missing if not r.has_baseline], [r for r in missing if r.has_baseline]):
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = {pool.submit(_start, recipe.name, runs, seeds, jobs): recipe for recipe in wave}
+            for future in as_completed(waiting):
+                name, code = waiting[future].name, future.result()
+                done += 1
+                minutes = (time.perf_counter() - began) / 60
+                said = "done" if code == 0 else f"FAILED with exit code {code}, see {runs / name}.log"
+                print(f"[{done} of {len(missing)}, {minutes:.0f} min] {name}: {said}", flush=True)
+                failed += [name] if code else []
+    if failed:
+        print(f"failed: {', '.join(failed)}; call again to go on where they stopped", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _start(name: str, runs: Path, seeds: int, jobs: int) -> int:
+    command = [sys.executable, "-m", "repro", "run", name, "--seeds", str(seeds), "--runs", str(runs)]
+    threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / f"{name}.log").open("a") as log:
+        return subprocess.run(command, check=False, stdout=log, stderr=log, env=os.environ | threads).returncode

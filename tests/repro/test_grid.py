@@ -1,0 +1,35 @@
+"""Many runs: what is fresh is reused, baselines come first, one failure stops no other."""
+
+import types
+
+import pytest
+
+from repro import grid, recipes
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[str]:
+    names: list[str] = []
+
+    def start(name, runs, seeds, jobs):
+        names.append(name)
+        return 1 if name == "table5-internvl-lambda1-s0" else 0
+
+    monkeypatch.setattr(grid, "_start", start)
+    made = {name: lambda *args: None for name in ("scored", "encoded", "questions")}
+    monkeypatch.setattr(grid, "Material", lambda *args: types.SimpleNamespace(**made))
+    monkeypatch.setattr(grid, "existing", lambda recipe, material, records: recipe.method == "dense")
+    return names
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_order_reuse_and_failures(started, tmp_path, capsys, jobs):
+    wanted = recipes.table4_and(("5",), 1)
+    assert grid.run_all(wanted, tmp_path, 1, jobs) == 1
+    said = capsys.readouterr()
+    assert "table4-internvl-dense-s0: there and fresh" in said.out
+    assert "failed: table5-internvl-lambda1-s0" in said.err
+    missing = {recipe.name for recipe in wanted if recipe.method != "dense"}
+    assert set(started) == missing
+    assert started[-1] == "table4-internvl-regate-s0"  # read against the baseline, so after it
+    assert len(started) == len(missing)
