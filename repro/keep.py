@@ -1,20 +1,28 @@
-"""`make keep`: runs that are worth committing go from ``runs/`` to ``results/``: their records, and the traces of them.
+"""`make keep`: runs that are worth committing go from ``runs/`` to ``results/``: records, their traces and artefacts.
 
-Only records of a clean tree and a known commit are taken (`record.write` refuses others), and only traces that still
-have the hash that their record names.
+Only records of a clean tree and a known commit are taken (`record.write` refuses others), only traces that still have
+the hash that their record names, and only artefacts (`repro.artefacts`) of that very run, made by a clean tree as well.
 """
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
 
-from repro.record import RecordError, load, write
+from repro.record import Record, RecordError, load, write
+
+MANIFEST = "artefacts.json"
 
 
 def keep(runs: Path, results: Path) -> list[Path]:
-    """Copy records and traces; the files written. RecordError for a damaged or unclean record or a changed trace."""
+    """Copy records, traces and artefacts; the files written.
+
+    Raises:
+        RecordError: a damaged or unclean record, a changed trace, artefacts that are unclean, changed or of another
+            run.
+    """
     records, problems = load([runs])
     if problems:
         raise problems[0]
@@ -22,15 +30,42 @@ def keep(runs: Path, results: Path) -> list[Path]:
     for record in records:
         written.append(write(record, results / "records"))
         trace = record.artefacts.get("trace")
-        if trace:
-            source, target = runs / trace["path"], results / "artefacts" / trace["path"]
-            found = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "no file"
-            if found != trace["sha256"]:
-                raise RecordError("artefacts.trace", found, trace["sha256"], "run the recipe again", source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            written.append(target)
+        files = {trace["path"]: trace["sha256"]} if trace else {}
+        files |= _listed(record, runs)
+        for path, expected in files.items():
+            written.append(_copy(runs / path, results / "artefacts" / path, expected))
     return written
+
+
+def _listed(record: Record, runs: Path) -> dict[str, str]:
+    """Path below ``runs`` -> sha256 of the files that the run's `artefacts.json` lists, itself included."""
+    path = runs / record.name / MANIFEST
+    if not path.is_file():
+        return {}
+    todo = "run `make artefacts` again, from a clean tree"
+    try:
+        about = json.loads(path.read_bytes())
+        made, files, of = about["made"], dict(about["files"]), about["record"]
+        clean = made["commit"] is not None and made["dirty"] is False
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError("artefacts.json", f"{type(error).__name__}: {error}", "a list of files", todo, path) from None
+    expected = {"config_hash": record.config_hash, "artefacts": record.artefacts}
+    if of != expected:
+        raise RecordError("record", of, f"{expected}: they were made of another run", todo, path)
+    if not clean:
+        raise RecordError("made", made, "a clean tree of a known commit", todo, path)
+    itself = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {f"{record.name}/{name}": digest for name, digest in [*files.items(), (MANIFEST, itself)]}
+
+
+def _copy(source: Path, target: Path, expected: str) -> Path:
+    """Copies a file that has the expected sha256."""
+    found = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "no file"
+    if found != expected:
+        raise RecordError(f"artefacts.{source.stem}", found, expected, "run the recipe again", source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target
 
 
 def main() -> int:
