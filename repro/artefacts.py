@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from eval import world
@@ -109,17 +110,18 @@ def material_of(record: Record, runs: Path, prepared: Path) -> Material:
     return material
 
 
-def model_of(record: Record, runs: Path) -> tuple[Any, str]:
-    """The trained model of a run, fp32, and the sha256 of its weights."""
-    folder = runs / record.name / "final"
-    listed = [record.artefacts[name] for name in ("model", "adapter") if name in record.artefacts]
-    for entry in listed:
-        path = runs / entry["path"]
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        if found != entry["sha256"]:
-            raise StaleRun(f"{path}: found {found[:12]}, expected {entry['sha256'][:12]}: run the recipe again")
-        return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32), found
-    raise StaleRun(f"the record of {record.name} names no model: run the recipe again")
+def model_of(record: Record, runs: Path, material: Material) -> tuple[Any, str]:
+    """The trained model of a run, fp32, and the sha256 of its weights, or of its adapters where those were trained."""
+    kind = next((name for name in ("model", "adapter") if name in record.artefacts), None)
+    if kind is None:
+        raise StaleRun(f"the record of {record.name} names no model: run the recipe again")
+    path, expected = runs / record.artefacts[kind]["path"], record.artefacts[kind]["sha256"]
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    if found != expected:
+        raise StaleRun(f"{path}: found {found[:12]}, expected {expected[:12]}: run the recipe again")
+    if kind == "adapter":
+        return PeftModel.from_pretrained(material.model(), path.parent), found
+    return AutoModelForImageTextToText.from_pretrained(path.parent, dtype=torch.float32), found
 
 
 # --- traced samples ---
@@ -237,7 +239,7 @@ def write_attention(standard: Record, regate: Record, runs: Path, count: int, pr
     sources: dict[str, Any] = {}
     files: dict[str, list[Path]] = {regate.name: []}
     for record in (standard, regate):
-        model, digest = model_of(record, runs)
+        model, digest = model_of(record, runs, material)
         source = {"run": record.name, "method": record.method, "student": record.student, "seed": record.seed}
         source |= {"config_hash": record.config_hash, "model_sha256": digest, "split": SPLIT, "made": made}
         sources[record.method] = source
