@@ -183,10 +183,9 @@ def unlike(one: Live, other: Live) -> str | None:
 
 
 def names_of(paths: Iterable[str]) -> list[str]:
-    """Short names of checkpoints, all different: the last parts of their paths that tell them apart."""
-    parts = [Path(path).expanduser().parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-depth:]) for p in parts]
+    """Short names of checkpoints, all different: the last part of their paths that tells them apart."""
+    parts = [Path(path).expanduser().parts[::-1] for path in paths]
+    for names in zip(*parts, strict=False):
         if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(p[-1:])} ({i + 1})" for i, p in enumerate(parts)]
+            return list(names)
+    return [f"{part[0]} ({i + 1})" for i, part in enumerate(parts)]

@@ -36,7 +36,8 @@ def download(folder: Path) -> Path:
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Unpack a GGUF file into a transformers checkpoint at `target`, whole or not at all."""
+    """Unpack a GGUF file into a transformers checkpoint at `target`, whole or not at all; RuntimeError where it is
+    damaged or does not fit on the disk."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -50,6 +51,8 @@ def convert(gguf: Path, target: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(temporary)
         os.replace(temporary, target)
+    except Exception as error:
+        raise RuntimeError(f"{gguf.name} cannot be unpacked ({type(error).__name__}: {error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -69,7 +72,7 @@ def main() -> int:
             gguf = download(Path(folder))
             print("Unpacking its weights (about half a minute)", flush=True)
             convert(gguf, target)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError) as error:
             print(f"{SMOLLM2} could not be installed: {error}", file=sys.stderr)
             return 1
     print(f"{SMOLLM2} is there: {target}")

@@ -33,11 +33,10 @@ from regate.visual_grid import Grid, UnknownGrid
 from repro.attention_file import Clip, ClipAttention, StoredAttention, names_objects, write, write_strip
 from repro.grounding import Key, clip_scores, compare
 from repro.keep import MANIFEST
-from repro.machine import environment
 from repro.material import PREPARED, Material
 from repro.micro_data import IGNORE, TAGS, MicroCollator, frames_of
 from repro.recipes import Data
-from repro.record import Record, load
+from repro.record import Record, environment, load
 from repro.stats import LEVEL, REPS
 
 SPLIT = "test"

@@ -33,6 +33,7 @@ MOST = 8  # frames in a row
 FRAME_PIXELS = 192  # height of a frame in the picture
 GAP = 8  # pixels between frames
 MARGIN = 0.15  # inches around an exported picture
+LONGEST = 16  # characters of a model's name at the end of a colour bar
 METHODS = {"stock": "Standard FT", "regate": "ReGATE"}
 
 
@@ -129,8 +130,10 @@ def picture(shown: Shown, look: Look, smooth: bool = True) -> Figure:
             for frame, h in zip(frames, heat, strict=True)
         ]
         strips.append((name, "", _strip(over, look)))
-        sides = [f"{model} more" for model in shown.rows]
-        bars.append(_Bar(around, DIFFERENCE[look.name], "difference, in points", (sides[0], sides[1])))
+        first, second = shown.rows
+        short = max(len(first), len(second)) <= LONGEST
+        ends = (f"{first} more", f"{second} more") if short else ("the first more", "the second more")
+        bars.append(_Bar(around, DIFFERENCE[look.name], "difference, in points", ends))
     return _compose(strips, bars, shown, chosen, (height, width), look)
 
 
@@ -181,7 +184,7 @@ def _bar(figure: Figure, where: tuple[float, float, float, float], of: _Bar, loo
     low, high = float(of.scale.vmin or 0), float(of.scale.vmax or 0)
     if low < 0:
         ticks, words = [low, 0, high], [of.ends[0], "same", of.ends[1]]
-        values = [f"{100 * low:+.1f}".replace("-", "−"), "", f"{100 * high:+.1f}"]
+        values = [signed(100 * low), "", signed(100 * high)]
     else:
         ticks, words, values = [low, high], list(of.ends), ["0", f"{high:.1%}"]
     bar.set_ticks(ticks, labels=[f"{w}\n{v}" for w, v in zip(words, values, strict=True)], fontsize=9.5)
@@ -299,8 +302,8 @@ def importance_chart(frame: pd.DataFrame, look: Look) -> Any:
 
 
 MEASURES = {
-    "pointing": "Pointing game: how often the strongest visual token is on the object",
-    "mass": "Attention inside the object's true box, of all attention on frames",
+    "pointing": "How often the strongest visual token is on the object",
+    "mass": "Share of the attention on frames that is in the true box",
 }
 
 
@@ -323,12 +326,18 @@ class Grounding:
     @property
     def verdict(self) -> str:
         """What the interval of the difference allows to say."""
-        low, high, points = self.difference["low"], self.difference["high"], 100 * self.difference["estimate"]
-        within = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
+        low, high, points = (100 * self.difference[name] for name in ("low", "high", "estimate"))
+        within = f"95 % interval {signed(low)} to {signed(high)}"
         if low <= 0 <= high:
-            return f"no difference seen ({points:+.1f} points, {within})".replace("-", "−")
+            return f"no difference seen ({signed(points)} points, {within})"
         who = "ReGATE" if points > 0 else "standard fine-tuning"
         return f"{who} scores higher by {abs(points):.1f} points ({within})"
+
+
+def signed(points: float) -> str:
+    """A difference with its sign and one digit."""
+    text = f"{points:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def grounding(record: Mapping[str, Any], measure: str, sinks: str, layer: int | None) -> Grounding | None:
@@ -344,9 +353,8 @@ def grounding(record: Mapping[str, Any], measure: str, sinks: str, layer: int | 
 
 def over_seeds(found: Mapping[int, Grounding]) -> str:
     """The differences of several training runs, in words: an interval over clips knows nothing of them."""
-    points = {seed: 100 * one.difference["estimate"] for seed, one in found.items()}
-    listed = ", ".join(f"{value:+.1f}".replace("-", "−") for value in points.values())
-    return f"Seeds {', '.join(map(str, points))}: {listed} points."
+    listed = ", ".join(signed(100 * one.difference["estimate"]) for one in found.values())
+    return f"Seeds {', '.join(map(str, found))}: {listed} points."
 
 
 def _three(value: Mapping[str, float]) -> tuple[float, float, float]:

@@ -60,7 +60,7 @@ def chart(data: pd.DataFrame, look: Look, axis: str) -> Layers:
     x = alt.X("x:Q", title=title, axis=alt.Axis(tickCount=6, grid=False), scale=alt.Scale(nice=False, padding=8))
     y = alt.Y("smooth:Q", title="accuracy on validation (%)", scale=alt.Scale(zero=False, padding=10),
               axis=alt.Axis(tickCount=6))  # fmt: skip
-    legend = alt.Legend(symbolOpacity=1, symbolSize=80)
+    legend = alt.Legend(symbolOpacity=1, symbolSize=80, symbolStrokeWidth=0)
     colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=colours), legend=legend)
     shape = alt.Shape("name:N", scale=alt.Scale(domain=names, range=[_shape(m) for m in methods]), legend=legend)
     dashes = alt.Scale(domain=names, range=[_dash(m) for m in methods])

@@ -285,6 +285,40 @@ def test_videollama2_halves_time_and_space(connector, shape, frames):
         visual_grids(config, {"input_ids": inputs["input_ids"]})
 
 
+def test_a_change_in_a_cell_of_videollama2_changes_its_token():
+    """The whole model: the tower's attention and the connector's neighbourhoods taken out, halving in time and space in."""
+    families = pytest.importorskip("repro.families").FAMILIES
+    from repro.micro_data import Encoder, MicroCollator
+
+    family = families["videollama2"]
+    tokenizer = family.tokenizer(["what happens ? a red star hops ."] * 50, 400)
+    model = family.build(tokenizer).eval()
+    processor = family.processor(tokenizer, family.size)
+    local(model)
+    for name, block in model.model.multi_modal_projector.named_modules():
+        if name.count(".") == 1 and name[:2] in ("s1", "s2"):
+            block.register_forward_hook(lambda block, args, out: torch.nn.functional.silu(block.downsample(args[0])))
+    encode, collate = Encoder(processor), MicroCollator(processor)
+
+    def batch_of(frames):
+        return collate([{**encode.encode("what happens ?", "a red star .", 8), "frames": frames.tobytes()}])
+
+    frames = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    batch = batch_of(frames)
+    [grid] = visual_grids(model.config, batch)
+    assert grid.positions.shape == (4, 2, 2)
+    before = embeddings(model, batch)
+    for frame in range(8):
+        for r, c in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            changed = frames.copy()
+            changed[frame, r * 32 : r * 32 + 32, c * 32 : c * 32 + 32] ^= 128
+            moved = (embeddings(model, batch_of(changed)) - before).abs().amax(-1)[0].nonzero().flatten().tolist()
+            assert moved == [grid.positions[frame // 2, r, c]]
+            assert frame in grid.frames[frame // 2]
+    queries = predictors(batch["labels"])
+    assert_same(attention_over_frames(model, batch, queries), stock(model, batch), batch, queries)
+
+
 def test_a_processor_that_pads_to_squares_shows_less_of_the_grid():
     square = SimpleNamespace(video_processor=SimpleNamespace(do_pad_to_square=True))
     seen = seen_part(square, 100, 200)
