@@ -99,7 +99,7 @@ def pairs_of(records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
 
 def material_of(record: Record, runs: Path, prepared: Path) -> Material:
     """What the run was made of; StaleRun where the prepared student has changed since."""
-    data = {k: tuple(v) if isinstance(v, list) else v for k, v in record.config["data"].items()}
+    data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.config["data"].items()}
     material = Material(record.student, Data(**data), runs / "cache", prepared)
     if material.student_hash != record.config["student_hash"]:
         raise StaleRun(
@@ -192,7 +192,7 @@ def test_clips(material: Material) -> list[TestClip]:
         if len(tokens) < FEWEST or not any(owner is not None for owner in named):
             continue
         boxes = [
-            [None if np.isnan(box).any() else [int(v) for v in box] for box in frame] for frame in world.boxes(scene)
+            [None if np.isnan(box).any() else [float(v) for v in box] for box in frame] for frame in world.boxes(scene)
         ]
         objects = [f"{colour} {noun}" for colour, noun in things]
         clip = Clip(name, row["question"], row["answer"], tokens, tags, objects, named, boxes, f"{name}.webp")

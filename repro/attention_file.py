@@ -81,17 +81,17 @@ class StoredAttention:
 
 def write(folder: Path, stored: StoredAttention) -> list[Path]:
     """Write `attention.json` and `attention.npz`; the files."""
-    rows = {name: [] for name in ("steps", "top", "rest", "sinks")}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("steps", "top", "rest", "sinks")}
     for one in stored.clips:
         weights = np.moveaxis(one.weights, 2, 0)  # [Q, layers, heads, T, R, C]
-        top = weights.max((-3, -2, -1))
-        share = np.divide(weights, top[..., None, None, None], out=np.zeros_like(weights), where=weights > 0)
+        most = weights.max((-3, -2, -1))
+        share = np.divide(weights, most[..., None, None, None], out=np.zeros_like(weights), where=weights > 0)
         rows["steps"].append(np.round(share * STEPS).astype(np.uint8))
-        rows["top"].append(top.astype(np.float32))
+        rows["top"].append(most.astype(np.float32))
         rows["rest"].append(np.moveaxis(one.rest, 2, 0).astype(np.float32))
         rows["sinks"].append(np.zeros(weights.shape[1:], bool) if one.sinks is None else one.sinks)
-    arrays = {name: np.concatenate(rows[name]) for name in ("steps", "top", "rest")}
-    arrays["sinks"] = np.packbits(np.stack(rows["sinks"]).reshape(len(stored.clips), -1), axis=1)
+    steps, top, rest = (np.concatenate(rows[name]) for name in ("steps", "top", "rest"))
+    sinks = np.packbits(np.stack(rows["sinks"]).reshape(len(stored.clips), -1), axis=1)
     about = {
         "schema": SCHEMA,
         "source": stored.source,
@@ -101,7 +101,7 @@ def write(folder: Path, stored: StoredAttention) -> list[Path]:
     }
     paths = [folder / "attention.json", folder / "attention.npz"]
     paths[0].write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    np.savez_compressed(paths[1], **arrays)
+    np.savez_compressed(paths[1], steps=steps, top=top, rest=rest, sinks=sinks)
     return paths
 
 

@@ -161,8 +161,8 @@ def choose_weights(token: int, weights: Mapping[str, np.ndarray], sinks: Mapping
         removed = ", ".join(f"{count} of {name}" for name, count in counts.items())
         st.caption(f"Sinks removed, over all heads: {removed}." if any(counts.values()) else
                    "No visual token of this clip is a sink: nothing changes.")  # fmt: skip
-    numbers = [None if value == MEAN else int(value) - 1 for value in (layer, head)]
-    return Chosen(token, *numbers, without_sinks=bool(without and known))
+    layer_chosen, head_chosen = (None if value == MEAN else int(value) - 1 for value in (layer, head))
+    return Chosen(token, layer_chosen, head_chosen, bool(without and known))
 
 
 def show(shown: Shown, token: str, about: str, name: str) -> None:

@@ -190,7 +190,7 @@ def _bar(figure: Figure, where: tuple[float, float, float, float], of: _Bar, loo
     bar.set_ticks(ticks, labels=[f"{w}\n{v}" for w, v in zip(words, values, strict=True)], fontsize=9.5)
     bar.ax.tick_params(length=0, pad=4, labelcolor=look.muted)
     for text, align in ((bar.ax.get_xticklabels()[0], "left"), (bar.ax.get_xticklabels()[-1], "right")):
-        text.set_ha(align)
+        text.set(ha=align)
     bar.ax.text(0.5, -2.35, of.label, transform=bar.ax.transAxes, color=look.muted, fontsize=9.5, ha="center", va="top")
 
 

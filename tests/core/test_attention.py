@@ -286,7 +286,7 @@ def test_videollama2_halves_time_and_space(connector, shape, frames):
 
 
 def test_a_change_in_a_cell_of_videollama2_changes_its_token():
-    """The whole model: the tower's attention and the connector's neighbourhoods taken out, halving in time and space in."""
+    """The whole model, less what mixes neighbours: the tower's attention and the connector's residual branches."""
     families = pytest.importorskip("repro.families").FAMILIES
     from repro.micro_data import Encoder, MicroCollator
 
