@@ -137,12 +137,10 @@ def load_model(path: str | Path) -> tuple[Any, Any]:
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise Problem(f"{path}: holds no config.json, expected a checkpoint in transformers' format")
 
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from regate.integrations.loading import load_checkpoint
 
     try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+        model, processor = load_checkpoint(str(path), dtype="float32")
     except Exception as error:  # loaders raise what they like, and the page must go on
         reason = " ".join(str(error).split())[:400]
         raise Problem(f"{path}: cannot be loaded as a multimodal model ({type(error).__name__}: {reason})") from error
@@ -150,7 +148,7 @@ def load_model(path: str | Path) -> tuple[Any, Any]:
         raise Problem(
             f"{path}: holds a {type(processor).__name__} and no multimodal processor, expected one for videos"
         )
-    return model.eval(), processor
+    return model, processor
 
 
 def attend(model: Any, processor: Any, video: Path, name: str, question: str, answer: str, num_frames: int) -> Live:

@@ -34,7 +34,7 @@ def known_teachers(places: Places) -> dict[str, Path]:
         found[SMOLLM2] = smollm2_path(places.runs)
     for path in sorted(places.results.glob("students/*/model.safetensors")):
         found[f"micro {path.parent.name} (the embedded world's words only)"] = path.parent
-    for path in sorted(places.runs.glob("*/final/model.safetensors")):
+    for path in sorted(places.runs.glob("*/final/*model.safetensors")):
         found[f"runs/{path.parent.parent.name}/final"] = path.parent
     return found
 
@@ -59,25 +59,16 @@ def load(path: str | Path) -> Teacher:
     path = Path(path).expanduser()
     if not path.is_dir():
         raise Problem(f"{path}: no such folder, expected one with config.json, weights and a tokenizer")
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise Problem(f"{path}: holds no config.json, expected a checkpoint in transformers' format")
 
-    import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
     from regate.reference import load_teacher
     from regate.tokens import placeholder_token_ids, special_token_ids
 
-    local = {"local_files_only": True}
     try:
-        processor = AutoProcessor.from_pretrained(path, **local)
-        multimodal = hasattr(AutoConfig.from_pretrained(path, **local), "text_config")
-        auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-        model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **local)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise Problem(f"{path}: {len(missing)} weights are missing ({missing[0]}, ...), expected a whole model")
+        model, processor = _load(path)
         teacher = load_teacher(model, processor, attend_placeholders=False)
         markers = special_token_ids(processor, model.config) - placeholder_token_ids(processor, model.config)
         window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -87,6 +78,26 @@ def load(path: str | Path) -> Teacher:
         reason = " ".join(str(error).split())[:400]
         raise Problem(f"{path}: cannot be loaded as a language model ({type(error).__name__}: {reason})") from error
     return Teacher(path, processor, teacher, window, frozenset(markers))
+
+
+def _load(path: Path) -> tuple[Any, Any]:
+    """Model and processor of a multimodal checkpoint, or of a text-only one, float32; Problem for missing weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import regate.models  # noqa: F401 - the Auto classes know our students
+    from regate.integrations.loading import load_checkpoint
+
+    adapter = (path / "adapter_config.json").is_file()
+    if adapter or hasattr(AutoConfig.from_pretrained(path, local_files_only=True), "text_config"):
+        return load_checkpoint(str(path), dtype="float32")
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise Problem(f"{path}: {len(missing)} weights are missing ({missing[0]}, ...), expected a whole model")
+    return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 @dataclass(frozen=True)

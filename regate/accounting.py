@@ -80,7 +80,7 @@ class FlopModel:
     linear_trained: int
     attention: int
     head: int
-    head_trained: bool
+    head_trained: int
 
     @classmethod
     def of(cls, decoder: nn.Module, head: nn.Module) -> "FlopModel":
@@ -94,7 +94,7 @@ class FlopModel:
             linear_trained=sum(p.numel() for p in maps if p.requires_grad),
             attention=config.num_hidden_layers * config.num_attention_heads * size,
             head=sum(p.numel() for p in tops),
-            head_trained=any(p.requires_grad for p in tops),
+            head_trained=sum(p.numel() for p in tops if p.requires_grad),
         )
 
     def decoder_step(self, positions: int, pairs: int, backward: bool = True) -> float:
@@ -106,7 +106,9 @@ class FlopModel:
 
     def head_step(self, rows: int, backward: bool = True) -> float:
         """FLOPs of the head on ``rows`` positions."""
-        return 2.0 * self.head * rows * (1 if not backward else 3 if self.head_trained else 2)
+        if not backward:
+            return 2.0 * self.head * rows
+        return 2.0 * rows * (2 * self.head + self.head_trained)
 
 
 def peak_memory_bytes() -> int:

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
+import regate.models  # noqa: F401 - the Auto classes know our students
 from regate import ReGateConfig, ReGateTrainer, add_reference_losses
 from regate.accounting import read_steps
 from regate.cli import Reference, Show, Train

@@ -5,11 +5,13 @@ A row of the table:
     id         string        the user's name of the sample
     sample_id  int64         its row number, 0..n-1: the key of reference losses and of the student's running losses
     messages   string        JSON: [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": ...}]}, ..]
+                             ("start" and "end" beside "video": a clip, in seconds)
     images     list[string]  absolute paths, in the order in which the messages refer to them
     videos     list[string]  the same; a path may be a folder of frames
 
-Read are LLaVA-style JSON and JSONL (`conversations`), chat-style JSON and JSONL (`messages`), and folders: one saved by
-`datasets`, one of parquet files, or one with a `metadata.jsonl`.
+Read are LLaVA-style JSON and JSONL (`conversations`), chat-style JSON and JSONL (`messages`), VideoChat2's JSON (`QA`;
+its samples have no ids, so their row numbers are taken), and folders: one saved by `datasets`, one of parquet files, or
+one with a `metadata.jsonl`.
 """
 
 import json
@@ -96,7 +98,7 @@ def load_conversations(
     root = Path(os.path.abspath(media_root if media_root is not None else path if path.is_dir() else path.parent))
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of media (media_root)")
-    rows = _read(path)
+    rows = _numbered(_read(path))
     if isinstance(rows, datasets.Dataset) and set(FEATURES) <= set(rows.column_names):
         _check_ids(path, rows["id"])
         return _check_table(path, rows)
@@ -163,6 +165,14 @@ def _check_table(path: Path, table: datasets.Dataset) -> datasets.Dataset:
     if not len(table):
         raise ValueError(f"{path}: found an empty table, expected at least one sample")
     return table
+
+
+def _numbered(rows: Any) -> Any:
+    """Gives rows in VideoChat2's format, which has no ids, their numbers as ids."""
+    if not isinstance(rows, list):
+        return rows
+    nameless = [isinstance(row, Mapping) and "QA" in row and row.get("id") is None for row in rows]
+    return [row | {"id": i} if new else row for i, (row, new) in enumerate(zip(rows, nameless, strict=True))]
 
 
 def _ids(rows: Any) -> list[Any]:

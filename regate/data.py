@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from regate.conversations import BadSamples, load_conversations
-from regate.media import MediaError, Video, load_video, read_image, read_video
+from regate.media import MediaError, Video, load_video, midpoints, read_image, read_video
 from regate.targets import answer_spans, mask_from_offsets, mask_from_prefixes, render, template_of
 from regate.tokens import placeholder_token_ids, special_token_ids, tokenizer_of
 from regate.turns import BadSample
@@ -82,13 +82,13 @@ class ConversationEncoder:
         messages = json.loads(messages) if isinstance(messages, str) else messages
         try:
             images = [read_image(path) for path in sample.get("images") or []]
-            videos = [load_video(path, self.num_frames) for path in sample.get("videos") or []]
+            videos = self._videos(messages, sample.get("videos") or [])
         except MediaError as error:
             raise BadSample(f"sample {name!r}: {error}", name, error.file) from error
         files = [*(sample.get("images") or []), *(sample.get("videos") or [])]
         try:
             text = render(self.processor, messages)
-            inputs, offsets, replacements = self._process(text, images, videos)
+            inputs, offsets, replacements = self.process(text, images, videos)
         except (ValueError, IndexError) as error:
             raise BadSample(f"sample {name!r}: {type(self.processor).__name__} refuses it: {error}", name) from error
         ids = inputs["input_ids"]
@@ -103,7 +103,15 @@ class ConversationEncoder:
         self._check_placeholders(name, files, inputs, len(images), len(videos), replacements)
         return self._truncate(name, inputs)
 
-    def _process(
+    def _videos(self, messages: list[dict], paths: list[str]) -> list[Video]:
+        """The frames of each video; a message may name the seconds of a clip, a processor how its model samples."""
+        items = [item for message in messages for item in message["content"] if item["type"] == "video"]
+        clips = [(item["start"], item["end"]) if "start" in item else None for item in items]
+        choose = getattr(self.processor, "choose_frames", midpoints)
+        clips += [None] * (len(paths) - len(clips))  # fewer placeholders than files is told as that, later
+        return [load_video(path, self.num_frames, clip, choose) for path, clip in zip(paths, clips, strict=False)]
+
+    def process(
         self, text: str, images: list, videos: list[Video], told: bool = True
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, list[dict] | None]:
         """Runs the processor on one sample.
@@ -144,7 +152,7 @@ class ConversationEncoder:
     def _part(self, messages: list[dict], text: str, images: list, videos: list[Video]) -> torch.Tensor:
         """int64 [l]: the tokens of a part of a conversation, with the pictures that it refers to."""
         kinds = [item["type"] for message in messages for item in message["content"]]
-        inputs, _, _ = self._process(text, images[: kinds.count("image")], videos[: kinds.count("video")], told=False)
+        inputs, _, _ = self.process(text, images[: kinds.count("image")], videos[: kinds.count("video")], told=False)
         return inputs["input_ids"]
 
     def _check_placeholders(

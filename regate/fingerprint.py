@@ -35,12 +35,15 @@ _PICTURE_SETTINGS = (
     "temporal_patch_size",
 )
 _PROCESSOR_SETTINGS = (
+    "frame_times",
     "image_seq_len",
     "image_seq_length",
     "images_kwargs",
     "num_additional_image_tokens",
+    "num_frames",
     "num_image_tokens",
     "patch_size",
+    "projector_type",
     "vision_aspect_ratio",
     "vision_feature_select_strategy",
 )

@@ -1,13 +1,16 @@
 """Video and image files -> arrays. Whatever cannot be read is a `MediaError` that names the file and what was found.
 
-Frames are chosen here, not by the processors: the T midpoints of T equal parts of the video. A video with fewer frames
-than that is read whole, and its last frame is repeated.
+Frames are chosen here, not by the processors: the T midpoints of T equal parts of the video, unless the caller chooses
+otherwise. A video with fewer frames than that is read whole, and its last frame is repeated. A clip, in seconds, is
+read as if it were all of the video.
 """
 
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,6 +23,7 @@ from PIL import Image, ImageOps
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Decode on rather than seek while the next wanted frame is this near.
 _SEEK_BEYOND = 64
+Clip = tuple[float, float]  # seconds: start, end
 
 
 class MediaError(ValueError):
@@ -43,7 +47,7 @@ class Video:
 
     Attributes:
         frames: uint8 [T, H, W, 3], RGB.
-        indices: the T frame numbers, 0-based; in a short video the last occurs more than once.
+        indices: the T frame numbers in the whole video, 0-based; where there are fewer, the last occurs more than once.
         total: number of frames of the whole video.
         fps: frames per second, or None where the file does not say.
     """
@@ -87,8 +91,22 @@ def read_video(path: str | Path, num_frames: int) -> np.ndarray:
     return load_video(path, num_frames).frames
 
 
-def load_video(path: str | Path, num_frames: int) -> Video:
-    """`read_video`, with frame numbers and rate: what processors that write timestamps need."""
+def load_video(
+    path: str | Path,
+    num_frames: int,
+    clip: Clip | None = None,
+    choose: Callable[[int, int], list[int]] = midpoints,
+) -> Video:
+    """`read_video`, with frame numbers and rate: what processors that write timestamps need.
+
+    Args:
+        path, num_frames: see `read_video`.
+        clip: from which to which second, or None for all of it. The end may lie beyond the video's.
+        choose: (number of frames there are, number wanted) -> the wanted ones, ascending, 0-based.
+
+    Raises:
+        MediaError: also for a clip that holds no frame, or of a video whose frame rate nobody tells.
+    """
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}, expected at least 1")
     path = Path(path)
@@ -96,7 +114,7 @@ def load_video(path: str | Path, num_frames: int) -> Video:
     if not path.exists():
         raise _error(path, "no such file", expected)
     if path.is_dir():
-        return _load_folder(path, num_frames)
+        return _load_folder(path, num_frames, clip, choose)
     if path.stat().st_size == 0:
         raise _error(path, "an empty file", expected)
     try:
@@ -104,7 +122,9 @@ def load_video(path: str | Path, num_frames: int) -> Video:
             if not container.streams.video:
                 kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
                 raise _error(path, f"no video stream ({kinds})", expected)
-            return _decode(path, container, num_frames)
+            rate = container.streams.video[0].average_rate
+            fps = float(rate) if rate else None
+            return _decode(path, container, fps, partial(_chosen, path, num_frames, clip, choose, fps))
     except (av.FFmpegError, EOFError) as error:  # av's errors are also OSErrors and ValueErrors of many kinds
         raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
 
@@ -150,18 +170,41 @@ def keep_bytes(data: bytes, name: str | None = None) -> str:
     return str(path)
 
 
-def _load_folder(path: Path, num_frames: int) -> Video:
+def _chosen(
+    path: Path,
+    num_frames: int,
+    clip: Clip | None,
+    choose: Callable[[int, int], list[int]],
+    fps: float | None,
+    total: int,
+) -> list[int]:
+    """The wanted frame numbers of a video of `total` frames, counted from the video's start."""
+    if clip is None:
+        return choose(total, num_frames)
+    start, end = clip
+    if not fps:
+        found = f"no frame rate to find the clip from {start:g} s to {end:g} s by"
+        raise _error(path, found, "a video file that tells its rate")
+    first = int(start * fps)
+    count = min(max(1, int((end - start) * fps)), total - first)  # a clip of less than one frame is one frame
+    if not 0 <= start < end or count < 1:
+        expected = "0 <= start < end, with the start inside the video"
+        raise _error(path, f"a clip from {start:g} s to {end:g} s of a video of {total / fps:.2f} s", expected)
+    return [first + index for index in choose(count, num_frames)]
+
+
+def _load_folder(path: Path, num_frames: int, clip: Clip | None, choose: Callable[[int, int], list[int]]) -> Video:
     files = [f for f in path.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith(".")]
     if not files:
         raise _error(path, "a folder without images", f"a folder of frames ({', '.join(IMAGE_ENDINGS[:3])}, ...)")
     files.sort(key=lambda f: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", f.name)])
-    indices = midpoints(len(files), num_frames)
+    indices = _chosen(path, num_frames, clip, choose, None, len(files))
     frames = {i: np.asarray(read_image(files[i])) for i in sorted(set(indices))}
     _one_size(path, frames)
     return Video(np.stack([frames[i] for i in indices]), indices, len(files), None)
 
 
-def _decode(path: Path, container: InputContainer, num_frames: int) -> Video:
+def _decode(path: Path, container: InputContainer, fps: float | None, choose: Callable[[int], list[int]]) -> Video:
     """Two passes: count packets without decoding, then decode the wanted frames, seeking over long gaps."""
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
@@ -174,15 +217,14 @@ def _decode(path: Path, container: InputContainer, num_frames: int) -> Video:
     frames: dict[int, av.VideoFrame] | None = None
     if total > _SEEK_BEYOND and len(times) == total == len(set(times)):
         keys = sorted(pts for pts, is_key in packets if is_key and pts is not None)
-        frames = _seek_frames(container, stream, times, keys, sorted(set(midpoints(total, num_frames))))
+        frames = _seek_frames(container, stream, times, keys, sorted(set(choose(total))))
     if frames is None:
-        frames, total = _all_frames(path, container, stream, num_frames, total)
+        frames, total = _all_frames(path, container, stream, choose, total)
     if any(frame.is_corrupt for frame in frames.values()):
         raise _error(path, "frames that the decoder marks as corrupt", "intact frames")
     arrays = {i: _to_rgb(frame) for i, frame in frames.items()}
     _one_size(path, arrays)
-    indices = midpoints(total, num_frames)
-    fps = float(stream.average_rate) if stream.average_rate else None
+    indices = choose(total)
     return Video(np.stack([arrays[i] for i in indices]), indices, total, fps)
 
 
@@ -237,14 +279,14 @@ def _seek_frames(
 
 
 def _all_frames(
-    path: Path, container: InputContainer, stream: VideoStream, num_frames: int, packets: int
+    path: Path, container: InputContainer, stream: VideoStream, choose: Callable[[int], list[int]], packets: int
 ) -> tuple[dict[int, av.VideoFrame], int]:
     """Decodes from the start. Returns the wanted frames and how many there are: not always as many as packets."""
     container.seek(0, stream=stream)
     total = sum(1 for _ in container.decode(stream))
     if total < max(1, packets - max(2, packets // 100)):
         raise _error(path, f"{total} frames that decode out of {packets}", "a complete file")
-    wanted = set(midpoints(total, num_frames))
+    wanted = set(choose(total))
     container.seek(0, stream=stream)
     return {i: frame for i, frame in enumerate(container.decode(stream)) if i in wanted}, total
 

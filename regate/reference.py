@@ -93,15 +93,20 @@ class TextTeacher:
         return list(torch.cat(losses).cpu().split(target.sum(dim=1).tolist()))
 
 
+_WRAPPERS = ("base_layer", "original_module")  # PEFT's names for what it wraps
+
+
 def weights_fingerprint(*modules: nn.Module) -> str:
     """16 hex digits of a hash of all weights, rounded to bfloat16; LoRA matrices and PEFT's wrappers are left out."""
     digest = hashlib.blake2b(digest_size=8)
     for number, module in enumerate(modules):
-        for name, parameter in sorted(module.state_dict().items()):
-            if ".lora_" in name or "rotary" in name:
-                continue
-            clean = name.replace(".base_layer", "").replace(".original_module", "").replace("base_layer.", "")
-            digest.update(f"{number}.{clean}{tuple(parameter.shape)}".encode())
+        weights = {}
+        for name, parameter in module.state_dict().items():
+            parts = name.split(".")
+            if not any(part.startswith("lora_") or "rotary" in part for part in parts):
+                weights[".".join(part for part in parts if part not in _WRAPPERS)] = parameter
+        for name, parameter in sorted(weights.items()):
+            digest.update(f"{number}.{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -139,6 +144,7 @@ def load_teacher(teacher: nn.Module | str | os.PathLike[str], processor: Any, at
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+    import regate.models  # noqa: F401 - the Auto classes know our students
     from regate.tokens import placeholder_token_ids
 
     tokenizer = getattr(processor, "tokenizer", processor)

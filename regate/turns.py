@@ -1,6 +1,7 @@
 """One sample as users write it -> one row of the table of conversations: the structural checks, sample by sample."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -38,8 +39,9 @@ def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
 
     Args:
         row: {"id", "image" | "video": str or list, "conversations": [{"from", "value"}]}, or "messages" with
-            [{"role", "content"}]; "images" and "videos" are understood as well. `<image>` and `<video>` in a text say
-            where the media stand; where no text holds one, they stand before the first question.
+            [{"role", "content"}], or VideoChat2's "QA" with [{"i", "q", "a"}] (instruction, question, answer); "images"
+            and "videos" are understood as well. `<image>` and `<video>` in a text say where the media stand; where no
+            text holds one, they stand before the first question. "start" and "end" are seconds, of one video.
         root: absolute; media are looked for in it and nowhere else.
         origin: the file that the sample comes from, for messages.
 
@@ -66,6 +68,7 @@ def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
         ending = Path(str(row["file_name"])).suffix.lower()
         listed["image" if ending in IMAGE_ENDINGS and ending != ".gif" else "video"] = [str(row["file_name"])]
     _place(messages, listed, bad)
+    _set_clip(messages, row, bad)
     files = {what: [_resolve(value, what, root, bad) for value in values] for what, values in listed.items()}
     written = json.dumps(messages, ensure_ascii=False)
     try:
@@ -77,6 +80,8 @@ def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
 
 def _messages(row: Mapping, bad: Any) -> tuple[list[dict], dict[str, list[str]]]:
     """Turns as chat messages, and the media paths that stand inside them."""
+    if row.get("QA") is not None:
+        return qa_messages(row["QA"], bad), {"image": [], "video": []}
     field = "conversations" if row.get("conversations") is not None else "messages"
     turns = row.get(field)
     if isinstance(turns, str):
@@ -114,6 +119,63 @@ def _messages(row: Mapping, bad: Any) -> tuple[list[dict], dict[str, list[str]]]
     return messages, inline
 
 
+def qa_messages(qa: Any, bad: Any) -> list[dict]:
+    """VideoChat2's [{"i", "q", "a"}] as chat messages.
+
+    The first instruction is the system message; the original reads no other. An empty question is no turn: the answer
+    follows the video, or the answer before it. The original shuffles the list anew in every epoch; here it stays.
+    """
+    if not isinstance(qa, list) or not qa:
+        raise bad("QA", _kind(qa), 'a list of questions: [{"i", "q", "a"}, ...]')
+    messages: list[dict] = []
+    for index, pair in enumerate(qa):
+        if not isinstance(pair, Mapping):
+            raise bad(f"QA[{index}]", _kind(pair), 'an object with "q" and "a" (and "i")')
+        texts = {}
+        for key, default in (("i", ""), ("q", None), ("a", None)):
+            texts[key] = pair.get(key, default)
+            if not isinstance(texts[key], str):
+                raise bad(f"QA[{index}].{key}", "nothing" if texts[key] is None else _kind(texts[key]), "text")
+        if not texts["a"].strip():
+            raise bad(f"QA[{index}].a", "an empty answer", "text")
+        if index == 0 and texts["i"].strip():
+            messages.append({"role": "system", "content": _text(texts["i"])})
+        if index == 0 or texts["q"].strip():
+            messages.append({"role": "user", "content": _text(texts["q"])})
+        messages.append({"role": "assistant", "content": _text(texts["a"])})
+    return messages
+
+
+def _text(text: str) -> list[dict]:
+    return [{"type": "text", "text": text}] if text.strip() else []
+
+
+def _clip(fields: Mapping, where: str, bad: Any) -> dict[str, float]:
+    """{"start", "end"} in seconds, or {} where neither is given."""
+    given = {key: fields[key] for key in ("start", "end") if fields.get(key) is not None}
+    if not given:
+        return {}
+    for key in ("start", "end"):
+        value = given.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            found = "nothing" if value is None else repr(value)
+            raise bad(f"{where}{key}", found, "seconds, as a number, with both start and end")
+    if not 0 <= given["start"] < given["end"]:
+        raise bad(f"{where}start", f"a clip from {given['start']:g} s to {given['end']:g} s", "0 <= start < end")
+    return {key: float(value) for key, value in given.items()}
+
+
+def _set_clip(messages: list[dict], row: Mapping, bad: Any) -> None:
+    """Writes the row's start and end to its video."""
+    clip = _clip(row, "", bad)
+    if not clip:
+        return
+    videos = [item for message in messages for item in message["content"] if item["type"] == "video"]
+    if len(videos) != 1:
+        raise bad("start", f"a clip and {len(videos)} videos", "one video (or start and end inside its message)")
+    videos[0].update(clip)
+
+
 def _items(content: Any, where: str, inline: dict[str, list[str]], bad: Any) -> list[dict]:
     """The content of one turn as [{"type": "text", "text"}, {"type": "image"}, {"type": "video"}]; fills `inline`."""
     if isinstance(content, str):
@@ -134,7 +196,7 @@ def _items(content: Any, where: str, inline: dict[str, list[str]], bad: Any) -> 
                 if not isinstance(path, str):
                     raise bad(f"{where}.{what}", _kind(path), "a path")
                 inline[what].append(path)
-            items.append({"type": what})
+            items.append({"type": what} | _clip(item, where, bad) if what == "video" else {"type": what})
         else:
             raise bad(where, f"content {str(item)[:60]!r}", '{"type": "text" | "image" | "video", ...}')
     return items

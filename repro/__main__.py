@@ -1,11 +1,12 @@
-"""`python -m repro table4|run|world-check`: what the Makefile's targets call."""
+"""`python -m repro table4|benchmarks|plan|run|artefacts|world-check`: what the Makefile's targets call."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,13 +19,71 @@ class Table4:
     """Train, follow and score every row of Table 4, then print it. What is there and fresh is not run again."""
 
     students: tuple[str, ...] = STUDENTS
-    """Students, of: internvl."""
+    """Students, of: internvl, videollama2, videochat2."""
     seeds: int = 1
     """Seeds 0 .. seeds-1."""
     scale: str = "micro"
-    """micro: two CPU cores, offline."""
+    """micro: two CPU cores, offline. paper: the published checkpoints on GPUs, from weights and data of yours."""
     runs: Path = Path("runs")
     """Where runs, records and tables go."""
+    weights: str = ""
+    """Paper scale: the folder of the student's weights; of several students STUDENT=PATH,STUDENT=PATH."""
+    data: str = ""
+    """Paper scale: the conversations, likewise."""
+    media_root: Path | None = None
+    """Paper scale: the folder of images and videos, if not that of the data."""
+    gpus: int = 0
+    """Paper scale: processes, one a GPU; 0: all there are."""
+    engine: str = "fsdp2"
+    """Paper scale: fsdp2, zero3, or ddp (LoRA only)."""
+    micro_batch: int | None = None
+    """Paper scale: samples that a GPU computes at once; left out, the recipe's."""
+    rehearse: int = 0
+    """Paper scale: only so many steps of each run, without records: does it run, does it fit?"""
+
+
+@dataclass
+class Plan:
+    """Parameters, memory, tokens, FLOPs and the saving to expect of a paper-scale run, before any GPU is paid for."""
+
+    recipe: Annotated[str, tyro.conf.Positional] = "all"
+    """all, a student (videollama2), or one of its runs (videollama2-regate)."""
+    gpus: int = 4
+    """How many GPUs."""
+    memory: float = 80.0
+    """GB (10^9 bytes) of each."""
+    engine: str = "fsdp2"
+    """fsdp2, zero3 or ddp."""
+    micro_batch: int | None = None
+    """Samples that a GPU computes at once; left out, the recipe's."""
+    prompt_tokens: int | None = None
+    """Text of a sample's prompt, in place of the recipe's assumption."""
+    answer_tokens: int | None = None
+    """Text of a sample's answers, in place of the recipe's assumption."""
+    data: Path | None = None
+    """Conversations whose number, and with a tokenizer lengths, are used."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that measures them."""
+    media_root: Path | None = None
+    """The folder of the data's images and videos."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass
+class Benchmarks:
+    """Table 1, 2 or 3: checkpoints of Table 4's runs on its benchmarks. What is missing is trained or asked first."""
+
+    table: Annotated[Literal["1", "2", "3"], tyro.conf.Positional]
+    """1: image benchmarks; 2: long video; 3: short video."""
+    students: tuple[str, ...] = STUDENTS
+    """Students, of: internvl, videollama2, videochat2."""
+    seeds: int = 1
+    """Seeds 0 .. seeds-1."""
+    count: int = 20
+    """Questions of each task type of a twin."""
+    runs: Path = Path("runs")
+    """Where Table 4's runs are, and where results and tables go."""
 
 
 @dataclass
@@ -34,6 +93,14 @@ class Run:
     name: Annotated[str, tyro.conf.Positional]
     seeds: int = 5
     runs: Path = Path("runs")
+
+
+@dataclass
+class Artefacts:
+    """What the app shows of finished runs beyond their records: texts of traces, attention maps, grounding scores."""
+
+    runs: Path = Path("runs")
+    """Where the runs and their records are."""
 
 
 @dataclass
@@ -52,10 +119,16 @@ def table4(args: Table4) -> int:
         what = (
             f"student {unknown[0]!r}; known: {', '.join(STUDENTS)}"
             if unknown
-            else f"scale {args.scale!r}; known: micro"
+            else f"scale {args.scale!r}; known: {', '.join(SCALES)}"
         )
         print(f"unknown {what}", file=sys.stderr)
         return 2
+    if args.scale == "paper":
+        from repro.launch import table4_paper
+
+        options = dataclasses.asdict(args)
+        del options["scale"]
+        return table4_paper(**options)
     from repro.material import Material
     from repro.run import existing
 
@@ -106,10 +179,30 @@ def run_one(args: Run) -> int:
     return 0
 
 
+def plan(args: Plan) -> int:
+    """The plan of one recipe, or of all."""
+    from repro.plan import main
+
+    options = dataclasses.asdict(args)
+    as_json = options.pop("json")
+    return main(**options, as_json=as_json)
+
+
 def main() -> int:
     """Entry point; returns the exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    command = tyro.cli(Table4 | Run | WorldCheck, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
+    commands = Table4 | Benchmarks | Plan | Run | Artefacts | WorldCheck
+    command = tyro.cli(commands, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
+    if isinstance(command, Plan):
+        return plan(command)
+    if isinstance(command, Benchmarks):
+        from repro.benchmark_runs import benchmark_table
+
+        return benchmark_table(command.table, command.students, command.seeds, command.runs, command.count)
+    if isinstance(command, Artefacts):
+        from repro import artefacts
+
+        return artefacts.main(command.runs)
     if isinstance(command, WorldCheck):
         from repro.world_check import world_check
 

@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
 
 from eval import world
+from eval.machine import environment
 from regate.attention import attention_over_frames, predictors
 from regate.saliency import FEWEST, SHARE, TIMES, find_sinks
 from regate.visual_grid import Grid, UnknownGrid
@@ -36,7 +35,7 @@ from repro.keep import MANIFEST
 from repro.material import PREPARED, Material
 from repro.micro_data import IGNORE, TAGS, MicroCollator, frames_of
 from repro.recipes import Data
-from repro.record import Record, environment, load
+from repro.record import Record, load
 from repro.stats import LEVEL, REPS
 
 SPLIT = "test"
@@ -118,9 +117,7 @@ def model_of(record: Record, runs: Path, material: Material) -> tuple[Any, str]:
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
     if found != expected:
         raise StaleRun(f"{path}: found {found[:12]}, expected {expected[:12]}: run the recipe again")
-    if kind == "adapter":
-        return PeftModel.from_pretrained(material.model(), path.parent), found
-    return AutoModelForImageTextToText.from_pretrained(path.parent, dtype=torch.float32), found
+    return material.trained(path.parent), found
 
 
 # --- traced samples ---

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.internvl.processing_internvl import InternVLProcessor
 
+from repro.families import family_of
 from repro.micro_data import IGNORE, TAGS, Encoder, MicroCollator, batches_by_length
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values")
-
-
 # --- targets ---
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself where PEFT wraps it; its adapters lie inside and stay at work."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def target_logprobs(
@@ -37,6 +38,7 @@ def target_logprobs(
 
     Targets come in reading order, sample after sample. `inputs` go to the model without its head.
     """
+    model = unwrapped(model)
     hidden_BLD = model.model(**inputs).last_hidden_state
     predictor_BL = labels_BL[:, 1:] != IGNORE
     logits_NV = model.lm_head(hidden_BLD[:, :-1][predictor_BL]).float()
@@ -50,7 +52,7 @@ def content_metrics(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]
     """Teacher-forced accuracy and NLL (nats) of answer tokens, for each tag and in all.
 
     Args:
-        model: an `InternVLForConditionalGeneration`.
+        model: a micro student.
         batches: of `MicroCollator(..., extra=("tags",))`.
 
     Returns:
@@ -61,7 +63,7 @@ def content_metrics(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]
     model.eval()
     tags, losses, hits = [], [], []
     for batch in batches:
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        inputs = {name: value for name, value in batch.items() if name not in ("tags", "labels")}
         logprob_N, hit_N = target_logprobs(model, inputs, batch["labels"])
         tags.append(np.concatenate([np.asarray(t, dtype=np.int64) for t in batch["tags"]]))
         losses.append(-logprob_N.numpy())
@@ -96,7 +98,7 @@ class Choice:
 @torch.no_grad()
 def rank_options(
     model: PreTrainedModel,
-    processor: InternVLProcessor,
+    processor: Any,
     choices: Sequence[Choice],
     *,
     normalize: str = "sum",
@@ -114,7 +116,7 @@ def rank_options(
 @torch.no_grad()
 def option_scores(
     model: PreTrainedModel,
-    processor: InternVLProcessor,
+    processor: Any,
     choices: Sequence[Choice],
     *,
     normalize: str = "sum",
@@ -125,8 +127,8 @@ def option_scores(
         raise ValueError(f"normalize is {normalize!r}; it must be 'sum' or 'mean'")
     was_training = model.training
     model.eval()
-    encoder, collator = Encoder(processor), MicroCollator(processor, image_size=_image_size(model))
-    features = _clip_features(model, collator, choices, batch_size)
+    encoder, collator = Encoder(processor), MicroCollator(processor)
+    family, features = family_of(processor), _clip_features(model, collator, choices, batch_size)
     rows, owner = [], []
     for index, choice in enumerate(choices):
         for option in choice.options:
@@ -136,11 +138,11 @@ def option_scores(
     batches = list(batches_by_length([len(row["input_ids"]) for row in rows], batch_size))
     for chosen in tqdm(batches, desc="ranking options", unit="batch", delay=5, leave=False):
         batch = collator([rows[i] for i in chosen])
-        seen = torch.cat([features[owner[i]] for i in chosen])  # [B*F, tokens, D]
+        seen = torch.stack([features[owner[i]] for i in chosen])  # [B, S, D]
         inputs = {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
-            "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=seen)},
+            **family.precomputed(seen),
         }
         logprob_N, _ = target_logprobs(model, inputs, batch["labels"])
         counts_B = (batch["labels"][:, 1:] != IGNORE).sum(1)
@@ -154,18 +156,13 @@ def option_scores(
 def _clip_features(
     model: PreTrainedModel, collator: MicroCollator, choices: Sequence[Choice], batch_size: int
 ) -> list[torch.Tensor]:
-    """Connector output [F, tokens, D] of each question's clip."""
-    features: list[torch.Tensor] = []
+    """Connector output [S, D] of each question's clip."""
+    family, features = family_of(collator.processor), []
     for start in range(0, len(choices), batch_size):
-        clips = [choice.frames for choice in choices[start : start + batch_size]]
-        pixels = collator.pixels(np.concatenate(clips))
-        seen = model.get_image_features(pixels, return_dict=True).pooler_output
-        features.extend(seen.split([len(clip) for clip in clips]))
+        clips = np.stack([choice.frames for choice in choices[start : start + batch_size]])
+        pixels = collator.pixels(clips.reshape(-1, *clips.shape[2:])).unflatten(0, clips.shape[:2])
+        features.extend(family.look(unwrapped(model), collator.processor, pixels))
     return features
-
-
-def _image_size(model: PreTrainedModel) -> int:
-    return int(model.config.vision_config.image_size[0])
 
 
 def choice_accuracy(choices: Sequence[Choice], chosen: Sequence[int]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""`make keep`: runs that are worth committing go from ``runs/`` to ``results/``: records, their traces and artefacts.
+"""`make keep`: runs that are worth committing go from ``runs/`` to ``results/``: records, traces, artefacts, results.
 
-Only records of a clean tree and a known commit are taken (`record.write` refuses others), only traces that still have
-the hash that their record names, and only artefacts (`repro.artefacts`) of that very run, made by a clean tree as well.
+Only what a clean tree at a known commit made is taken (`record.write` refuses others), and only traces that still have
+the hash that their record names.
 """
 
 import argparse
@@ -11,18 +11,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from eval import results as evaluations
+from repro.benchmark_tables import run_name
 from repro.record import Record, RecordError, load, write
 
 MANIFEST = "artefacts.json"
 
 
 def keep(runs: Path, results: Path) -> list[Path]:
-    """Copy records, traces and artefacts; the files written.
-
-    Raises:
-        RecordError: a damaged or unclean record, a changed trace, artefacts that are unclean, changed or of another
-            run.
-    """
+    """Copy records and traces; the files written. RecordError for a damaged or unclean record or a changed trace."""
     records, problems = load([runs])
     if problems:
         raise problems[0]
@@ -34,6 +31,21 @@ def keep(runs: Path, results: Path) -> list[Path]:
         files |= _listed(record, runs)
         for path, expected in files.items():
             written.append(_copy(runs / path, results / "artefacts" / path, expected))
+    return written + keep_results(runs / "eval", results / "evaluations")
+
+
+def keep_results(runs: Path, kept: Path) -> list[Path]:
+    """Copy results of benchmarks, one file a run and benchmark; ResultError for a damaged or unclean one."""
+    found, problems = evaluations.load(runs)
+    if problems:
+        raise problems[0]
+    written = []
+    for result in found:
+        path = kept / run_name(result) / f"{result.benchmark}.json"
+        if result.made["commit"] is None or result.made["dirty"] is not False:
+            raise evaluations.ResultError(f"{path}: made on files that no commit holds; evaluate on a clean tree")
+        evaluations.write(result, path)
+        written.append(path)
     return written
 
 
@@ -76,7 +88,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         print("\n".join(map(str, keep(options.runs, options.results))))
-    except RecordError as error:
+    except (RecordError, evaluations.ResultError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

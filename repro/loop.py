@@ -75,8 +75,11 @@ def run_stage(
     save_every: int = 250,
     stop_at: int | None = None,
     progress: bool = True,
-) -> tuple[list[dict[str, float]], float]:
-    """Trains `modules` (by name: what is trained and saved); returns the learning curve and the seconds it took.
+    origin: str = "",
+) -> tuple[list[dict[str, float]], float, list[str]]:
+    """Trains `modules` (by name: what is trained and saved).
+
+    Returns the learning curve, the seconds it took, and every `origin` (commit) that a part of it was run by.
 
     Args:
         loss_at: step -> (loss, numbers to log); draws its batch from the step alone.
@@ -89,21 +92,22 @@ def run_stage(
     params = parameter_groups(list(modules.values()), stage.weight_decay)
     optimizer = torch.optim.AdamW(params, lr=stage.lr, betas=stage.betas, fused=True)
     trained = [p for group in params for p in group["params"]]
-    start, curve, seconds = 0, [], 0.0
+    start, curve, seconds, origins = 0, [], 0.0, []
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         for key, module in modules.items():
             module.load_state_dict(state["modules"][key])
         optimizer.load_state_dict(state["optimizer"])
         start, curve, seconds = state["step"], state["curve"], state["seconds"]
+        origins = state["origins"]
+    if start < stage.steps and origin not in origins:
+        origins = [*origins, origin]
 
     def save(step: int) -> None:
         weights = {key: module.state_dict() for key, module in modules.items()}
         done = seconds + time.perf_counter() - began
-        save_atomic(
-            {"modules": weights, "optimizer": optimizer.state_dict(), "step": step, "curve": curve, "seconds": done},
-            state_file,
-        )
+        numbers = {"step": step, "curve": curve, "seconds": done, "origins": origins}
+        save_atomic({"modules": weights, "optimizer": optimizer.state_dict(), **numbers}, state_file)
 
     began = time.perf_counter()
     bar = tqdm(range(start, stage.steps), initial=start, total=stage.steps, desc=name, disable=not progress)
@@ -126,4 +130,4 @@ def run_stage(
             save(step + 1)
         if stop_at is not None and step + 1 >= stop_at:
             break
-    return curve, seconds + time.perf_counter() - began
+    return curve, seconds + time.perf_counter() - began, origins

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import AutoProcessor, InternVLForConditionalGeneration
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import regate.models  # noqa: F401 - the Auto classes know our students
 from eval import world
 from eval.world import mvbench
 from regate import add_reference_losses
@@ -57,9 +60,15 @@ class Material:
         """The student's processor."""
         return AutoProcessor.from_pretrained(self.student_path)
 
-    def model(self) -> InternVLForConditionalGeneration:
+    def model(self) -> Any:
         """A fresh copy of the prepared student, fp32."""
-        return InternVLForConditionalGeneration.from_pretrained(self.student_path, dtype=torch.float32)
+        return AutoModelForImageTextToText.from_pretrained(self.student_path, dtype=torch.float32)
+
+    def trained(self, folder: Path) -> Any:
+        """What a run saved in ``folder``: a whole model, or adapters on top of the prepared student. fp32."""
+        if (folder / "adapter_config.json").exists():
+            return PeftModel.from_pretrained(self.model(), folder)
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
     def _folder(self, kind: str, *keys: Any) -> Path:
         name = "-".join(map(str, (kind, f"world{world.WORLD_VERSION}", *keys)))
@@ -102,7 +111,8 @@ class Material:
     def questions(self) -> tuple[list[Choice], str]:
         """The MVBench twin's questions with their clips, and a fingerprint of questions and order."""
         tasks = self.data.tasks
-        folder = self._folder("mvbench", f"{len(tasks)}x{self.data.questions_per_task}", self.data.seed)
+        asked = f"{zlib.crc32(' '.join(tasks).encode()):08x}"
+        folder = self._folder("mvbench", asked, self.data.questions_per_task, self.data.seed)
         mvbench.write(folder, per_task=self.data.questions_per_task, seed=self.data.seed, tasks=tasks)
         questions = mvbench.questions(folder)
         choices = [

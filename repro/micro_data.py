@@ -16,12 +16,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers.models.internvl.processing_internvl import InternVLProcessor
+from transformers.video_utils import VideoMetadata
 
-from repro.tokenizer import END
+from repro.families import family_of
 
 TAGS = {"template": 0, "visual": 1, "wording": 2, "special": 3}
 IGNORE = -100
+IMAGE_SIZE = 64
 
 FEATURES = datasets.Features(
     {
@@ -53,16 +54,17 @@ class Example:
 class Encoder:
     """Turns examples into token columns, through the processor's own template, video text and tokenizer."""
 
-    def __init__(self, processor: InternVLProcessor):
+    def __init__(self, processor: Any):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self._video_text: dict[int, str] = {}
-        self.end_id = self.tokenizer.convert_tokens_to_ids(END)
+        self.end, self.end_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
 
     def video_text(self, num_frames: int) -> str:
         """What the stock processor puts in the place of `<video>` for a clip of `num_frames` frames."""
         if num_frames not in self._video_text:
-            stub = {"pixel_values_videos": [np.empty((num_frames, 0))]}
+            frames = np.empty((num_frames, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+            stub = {"pixel_values_videos": [frames], "video_metadata": [VideoMetadata(num_frames)]}
             self._video_text[num_frames] = self.processor.replace_video_token(stub, 0)
         return self._video_text[num_frames]
 
@@ -79,7 +81,12 @@ class Encoder:
     ) -> dict[str, list[int]]:
         """`input_ids` [L], `labels` [L] (answer and its end marker, else -100) and `tags` [T] of one conversation."""
         prompt = self.prompt_text(question, num_frames)
-        encoding = self.tokenizer(prompt + answer + END, return_offsets_mapping=True, return_attention_mask=False)
+        encoding = self.tokenizer(
+            prompt + answer + self.end,
+            add_special_tokens=False,  # the template writes them
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         first = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
         if offsets[first][0] < len(prompt):
@@ -121,7 +128,7 @@ def _tag(answer: str, start: int, end: int, spans: Sequence[tuple[int, int, str]
     return TAGS["template"]
 
 
-def encode_examples(examples: Iterable[Example], processor: InternVLProcessor) -> datasets.Dataset:
+def encode_examples(examples: Iterable[Example], processor: Any) -> datasets.Dataset:
     """An in-memory Arrow data set of `FEATURES`; sample ids are checked to be unique."""
     encoder = Encoder(processor)
     rows = [encoder.row(example) for example in examples]
@@ -131,9 +138,9 @@ def encode_examples(examples: Iterable[Example], processor: InternVLProcessor) -
     return datasets.Dataset.from_dict(columns, features=FEATURES)
 
 
-def frames_of(row: Mapping[str, Any], image_size: int = 64) -> np.ndarray:
+def frames_of(row: Mapping[str, Any]) -> np.ndarray:
     """uint8 [F, H, W, 3] of a row."""
-    return np.frombuffer(row["frames"], np.uint8).reshape(-1, image_size, image_size, 3)
+    return np.frombuffer(row["frames"], np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 @dataclass
@@ -143,8 +150,7 @@ class MicroCollator:
     `extra` names further columns that stay in the batch as they are (ids, reference losses), for a gated trainer.
     """
 
-    processor: InternVLProcessor
-    image_size: int = 64
+    processor: Any
     extra: Sequence[str] = ()
     _mean: torch.Tensor = field(init=False, repr=False)
     _std: torch.Tensor = field(init=False, repr=False)
@@ -172,9 +178,10 @@ class MicroCollator:
             labels_BL[i, :n] = torch.as_tensor(row["labels"])
             mask_BL[i, :n] = 1
         batch: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": mask_BL, "labels": labels_BL}
-        clips = [frames_of(row, self.image_size) for row in rows if row["frames"]]
+        clips = [frames_of(row) for row in rows if row["frames"]]
         if clips:
-            batch["pixel_values"] = self.pixels(np.concatenate(clips))
+            pixels = self.pixels(np.concatenate(clips))
+            batch |= family_of(self.processor).visual_inputs(self.processor, pixels.unflatten(0, (len(clips), -1)))
         for name in self.extra:
             batch[name] = [row[name] for row in rows]
         return batch

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from eval.world import FRAMES, Scene, Turn, caption, conversation, corpus, render, sample_scene
+from repro.families import family_of
 from repro.micro_data import IGNORE, TAGS, Encoder
 from repro.rehearsal import Symbols, script
-from repro.tokenizer import END_IMG, EOS
 
 OTHER, CAPTION, ATTRIBUTE = 0, 1, 2  # what a target is: template and end marker, visual word of a caption, of an answer
 PAD_TURN = -1
@@ -35,10 +35,10 @@ def tokenizer_texts(seed: int, count: int) -> list[str]:
 def packed_text(encoder: Encoder, seed: int, documents: int) -> np.ndarray:
     """The corpus as one stream of token ids (int32), an end-of-text marker after every document."""
     tokenizer = encoder.tokenizer
-    end = tokenizer.convert_tokens_to_ids(EOS)
+    end = tokenizer.convert_tokens_to_ids(family_of(encoder.processor).end_of_text)
     stream: list[int] = []
     texts = list(islice(corpus(seed + 1), documents))
-    for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]:
+    for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
         stream += [*ids, end]
     return np.asarray(stream, np.int32)
 
@@ -56,7 +56,7 @@ class Row:
 
 def pack_turns(encoder: Encoder, turns: Sequence[Turn]) -> Row:
     """The conversations about a clip, their common beginning (the frames) once."""
-    end_of_frames = encoder.tokenizer.convert_tokens_to_ids(END_IMG)
+    end_of_frames = encoder.tokenizer.convert_tokens_to_ids(family_of(encoder.processor).end_of_frames)
     row = Row([], [], [], [], [])
     for number, spoken in enumerate(turns, 1):
         one = encoder.encode(spoken.question, spoken.answer, FRAMES, spoken.spans)
@@ -81,7 +81,7 @@ class Pool:
     scenes: list[Scene]
     rows: list[Row]
     natural: np.ndarray  # bool [N]
-    scripts: list[np.ndarray] = field(default_factory=list)  # float16 [F, Q, K]
+    scripts: list[np.ndarray] = field(default_factory=list)  # float16 [F, Q, K], frame by frame
     clips: np.ndarray | None = None  # uint8 [N, F, H, W, 3]
 
     def __len__(self) -> int:

@@ -2,15 +2,19 @@
 
 1. **language**: the backbone on the world's text alone: packed documents, and questions about clips whose visual seats
    hold scripts (see `rehearsal.py`) or are hidden (what the text-only teacher will meet).
-2. **sight**: vision tower and connector learn to write the same scripts from single frames (regression; backbone frozen
-   and not even run).
+2. **sight**: vision tower and connector learn to write the same scripts from pixels (regression; backbone frozen and
+   not even run). A look is as short as the connector allows: a frame, two frames, or a clip.
 3. **align**: vision tower and connector on short captions and attribute questions through the frozen backbone.
 
-Each stage is resumable; a batch is a function of (seed, step).
+Each stage is resumable; a batch is a function of (seed, step). What a stage ended with is found again as long as
+nothing changed that it depends on: a later stage may.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import InternVLForConditionalGeneration
-from transformers.models.internvl.processing_internvl import InternVLProcessor
 
+from eval.world import WORLD_VERSION
 from repro.evaluate import target_logprobs
+from repro.families import FAMILIES, StudentSize
 from repro.loop import Evaluate, StageConfig, StepLoss, run_stage
 from repro.micro_data import IGNORE, Encoder, MicroCollator
 from repro.pools import ATTRIBUTE, CAPTION, Batch, Pool, Row, batch_of, make_pool, packed_text, tokenizer_texts
 from repro.rehearsal import Symbols, symbols
-from repro.student_model import StudentSize, build_student
-from repro.tokenizer import build_processor, train_tokenizer
 
 STAGES = ("language", "sight", "align")
 LANGUAGE = StageConfig(steps=1800, batch_size=16, lr=3e-3)
@@ -57,22 +59,47 @@ class PrepareConfig:
     eval_every: int = 250
 
 
+    def stage_hash(self, stage: str) -> str:
+        """Of all that decides what `stage` ends with: this configuration without the stages behind it."""
+        fields = dataclasses.asdict(self)
+        for later in STAGES[STAGES.index(stage) + 1 :]:
+            del fields[later]
+        text = json.dumps({**fields, "world_version": WORLD_VERSION}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+CONFIGS: dict[str, PrepareConfig] = {
+    "internvl": PrepareConfig(),
+    "videollama2": PrepareConfig(sight=StageConfig(steps=6000, batch_size=64, lr=1e-3)),
+    "videochat2": PrepareConfig(
+        size=FAMILIES["videochat2"].size, sight=StageConfig(steps=8000, batch_size=64, lr=1e-3)
+    ),
+}
+"""What `make students` makes of each family."""
+
+
 class Preparation:
     """The student in the making, with the pools that its stages share."""
 
     def __init__(
-        self, config: PrepareConfig, work: Path, *, progress: bool = True, stop_at: dict[str, int] | None = None
+        self,
+        student: str,
+        config: PrepareConfig,
+        work: Path,
+        *,
+        progress: bool = True,
+        stop_at: dict[str, int] | None = None,
+        commit: str = "",
     ):
-        self.config, self.work, self.progress, self.stop_at = config, Path(work), progress, stop_at or {}
-        tokenizer = train_tokenizer(tokenizer_texts(config.seed, config.tokenizer_docs), config.size.vocab_size)
-        self.processor: InternVLProcessor = build_processor(
-            tokenizer, config.size.image_size, config.size.image_seq_length
-        )
+        self.family, self.config, self.work = FAMILIES[student], config, Path(work)
+        self.progress, self.stop_at, self.commit = progress, stop_at or {}, commit
+        tokenizer = self.family.tokenizer(tokenizer_texts(config.seed, config.tokenizer_docs), config.size.vocab_size)
+        self.processor = self.family.processor(tokenizer, config.size)
         self.encoder = Encoder(self.processor)
-        self.collator = MicroCollator(self.processor, config.size.image_size)
+        self.collator = MicroCollator(self.processor)
         self.symbols: Symbols = symbols(tokenizer)
-        self.model: InternVLForConditionalGeneration = build_student(tokenizer, config.size, config.seed)
-        self.context_id = self.model.config.image_token_id
+        self.model = self.family.build(tokenizer, config.size, config.seed)
+        self.context_id = self.family.placeholder_id(self.model)
         self.pad_id = tokenizer.pad_token_id
         self.basis = orthonormal(config.size.hidden_size, len(self.symbols), config.seed)  # [D, K]
         self.validation = make_pool(
@@ -81,6 +108,7 @@ class Preparation:
         self.train: Pool | None = None
         self.curves: dict[str, list[dict[str, float]]] = {}
         self.seconds: dict[str, float] = {}
+        self.origin: dict[str, list[str]] = {}
 
     def pool(self) -> Pool:
         if self.train is None:
@@ -95,8 +123,8 @@ class Preparation:
     # --- seats ---
 
     def seats(self, scripts: Sequence[np.ndarray]) -> torch.Tensor:
-        """Scripts [F, Q, K] each -> embeddings [B*F*Q, D] in the backbone's own token embeddings."""
-        weights = torch.from_numpy(np.stack(scripts)).flatten(0, 2).float()
+        """Scripts [F, Q, K] each -> embeddings [B*S, D] in the backbone's own token embeddings."""
+        weights = torch.from_numpy(np.concatenate([self.family.seats(script) for script in scripts])).float()
         return weights @ self._table()
 
     def inputs(
@@ -105,11 +133,14 @@ class Preparation:
         """Inputs of the model without its head: what the frames show as scripts, or as clips [B, F, H, W, 3]."""
         shared = {"attention_mask": batch.mask, "position_ids": batch.positions}
         if clips is not None:
-            pixels = self.collator.pixels(clips.reshape(-1, *clips.shape[2:]))
-            return {"input_ids": batch.ids, "pixel_values": pixels, **shared}
+            return {"input_ids": batch.ids, **self.family.visual_inputs(self.processor, self.pixels(clips)), **shared}
         embeds = self.model.get_input_embeddings()(batch.ids)
         where = (batch.ids == self.context_id)[..., None]
         return {"inputs_embeds": embeds.masked_scatter(where, self.seats(scripts).to(embeds.dtype)), **shared}
+
+    def pixels(self, clips: np.ndarray) -> torch.Tensor:
+        """uint8 [N, F, H, W, 3] -> normalised [N, F, 3, H, W]."""
+        return self.collator.pixels(clips.reshape(-1, *clips.shape[2:])).unflatten(0, clips.shape[:2])
 
     def batch(self, rows: Sequence[Row], blind: np.ndarray | None = None) -> Batch:
         return batch_of(rows, self.pad_id, self.context_id, blind)
@@ -135,7 +166,10 @@ class Preparation:
             told = self.turns_loss(batch, self.inputs(batch, [pool.scripts[i] for i in chosen]))
             return text_loss + told, {"text": text_loss.item(), "told": told.item()}
 
-        self._run("language", [self.model.model.language_model], loss_at, lambda: self.scores(scripts=True))
+        backbone, head = [self.model.model.language_model], self.model.get_output_embeddings()
+        if head.weight is not self.model.get_input_embeddings().weight:
+            backbone.append(head)
+        self._run("language", backbone, loss_at, lambda: self.scores(scripts=True))
 
     def turns_loss(self, batch: Batch, inputs: dict[str, Any]) -> torch.Tensor:
         """Mean over all targets, plus the mean over answers to attribute questions: few tokens, and hard to learn."""
@@ -145,24 +179,25 @@ class Preparation:
 
     def sight(self) -> None:
         """Regression of scripts in a fixed orthonormal basis, which is then folded into the backbone's embeddings."""
-        stage, pool = self.config.sight, self.pool()
+        stage, pool, look = self.config.sight, self.pool(), self.family.frames_per_look
         frames = pool.frames()
 
         def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             rng = self.rng("sight", step)
-            clips = rng.integers(0, len(pool), stage.batch_size)
-            when = rng.integers(0, frames.shape[1], stage.batch_size)
-            pixels = self.collator.pixels(frames[clips, when])
-            want = np.stack([pool.scripts[i][f] for i, f in zip(clips, when, strict=True)]).astype(np.float32)
-            return sight_loss(self._read(pixels), torch.from_numpy(want), self.symbols, self.config.naming), {}
+            clips = rng.integers(0, len(pool), stage.batch_size // look)
+            first = rng.integers(0, frames.shape[1] // look, stage.batch_size // look) * look
+            pixels = self.pixels(frames[clips[:, None], first[:, None] + np.arange(look)])
+            shown = [pool.scripts[i][f : f + look] for i, f in zip(clips, first, strict=True)]
+            want = torch.from_numpy(np.stack([self.family.seats(script) for script in shown])).float()
+            return sight_loss(self._read(pixels), want, self.symbols, self.config.naming), {}
 
         self._run("sight", self._eyes(), loss_at, self._seen)
         if self.done("sight"):
-            fold(self.model.model.multi_modal_projector.linear_2, self.basis @ self._table())
+            fold(self.family.last_linear(self.model), self.basis @ self._table())
 
     def _read(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the connector writes, in symbols: [N, Q, K] of pixels [N, 3, H, W]."""
-        return self.model.get_image_features(pixels, return_dict=True).pooler_output @ self.basis
+        """What the connector writes, in symbols: [N, S, K] of pixels [N, F, 3, H, W]."""
+        return self.family.look(self.model, self.processor, pixels) @ self.basis
 
     def _table(self) -> torch.Tensor:
         """The backbone's embeddings [K, D] of the symbols."""
@@ -190,21 +225,26 @@ class Preparation:
         self.model.requires_grad_(True)
 
     def _eyes(self) -> list[torch.nn.Module]:
-        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
+        return self.family.eyes(self.model)
+
+    def state_file(self, stage: str) -> Path:
+        """Where a stage keeps its state."""
+        return self.work / f"{stage}-{self.config.stage_hash(stage)}.pt"
 
     def _run(self, name: str, modules: list[torch.nn.Module], loss_at: StepLoss, evaluate: Evaluate) -> None:
         self.model.train()
-        self.curves[name], self.seconds[name] = run_stage(
+        self.curves[name], self.seconds[name], self.origin[name] = run_stage(
             name,
             getattr(self.config, name),
             {str(i): module for i, module in enumerate(modules)},
             loss_at,
-            self.work / f"{name}.pt",
+            self.state_file(name),
             evaluate=evaluate,
             eval_every=self.config.eval_every,
             save_every=self.config.eval_every,
             stop_at=self.stop_at.get(name),
             progress=self.progress,
+            origin=self.commit,
         )
 
     # --- validation ---
@@ -232,13 +272,12 @@ class Preparation:
         """How well a seat with one object tells its noun, colour and place."""
         pool, table = self.validation, self.symbols
         self.model.eval()
-        frames = pool.frames()
-        pixels = self.collator.pixels(frames.reshape(-1, *frames.shape[2:]))
-        read = torch.cat([self._read(part) for part in pixels.split(256)]).flatten(0, 1).numpy()  # [N, K]
-        want = np.stack(pool.scripts).reshape(-1, len(table)).astype(np.float32)
+        parts = self.pixels(pool.frames()).split(32)
+        read = torch.cat([self._read(part) for part in parts]).flatten(0, 1).numpy()  # [N, K]
+        want = np.concatenate([self.family.seats(script) for script in pool.scripts]).astype(np.float32)
         nouns = slice(table.start["noun"], table.start["colour"])
         colours = slice(table.start["colour"], table.start["background"])
-        one = want[:, nouns].sum(1) == 1
+        one = (want[:, nouns].sum(1) == 1) & (want[:, nouns].max(1) == 1)
         self.model.train()
 
         def right(part: slice, rows: np.ndarray) -> float:
@@ -272,19 +311,19 @@ def fold(linear: torch.nn.Linear, matrix: torch.Tensor) -> None:
 
 
 def sight_loss(read: torch.Tensor, want: torch.Tensor, table: Symbols, naming: float) -> torch.Tensor:
-    """Squared error of scripts [N, Q, K]; and at seats with one object the cross-entropy of its noun and colour."""
+    """Squared error of scripts [N, S, K]; and at seats with one object the cross-entropy of its noun and colour."""
     loss = (read - want).pow(2).sum(-1).mean()
     for first, last in (("noun", "colour"), ("colour", "background")):
         part = slice(table.start[first], table.start[last])
-        one = want[..., part].sum(-1) == 1
+        one = (want[..., part].sum(-1) == 1) & (want[..., part].amax(-1) == 1)
         target = want[..., part][one].argmax(-1)
         loss = loss + naming * torch.nn.functional.cross_entropy(SHARPNESS * read[..., part][one], target)
     return loss
 
 
-def prepare_student(config: PrepareConfig, work: Path, **options: Any) -> Preparation:
+def prepare_student(student: str, config: PrepareConfig, work: Path, **options: Any) -> Preparation:
     """Runs the three stages; each goes on where it stopped, and the next one waits until it is done."""
-    preparation = Preparation(config, work, **options)
+    preparation = Preparation(student, config, work, **options)
     for stage in STAGES:
         getattr(preparation, stage)()
         if not preparation.done(stage):

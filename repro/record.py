@@ -21,8 +21,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from eval.machine import environment
 from repro.curve import crossing, peak, running_mean
-from repro.machine import environment
 from repro.measured import (
     FLOP_KINDS,
     TEACHER_KINDS,

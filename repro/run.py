@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import InternVLForConditionalGeneration, TrainingArguments
+from transformers import TrainingArguments
 
 from regate import ReGateConfig, ReGateTrainer
 from regate.accounting import FlopModel, StepClock
@@ -23,6 +23,7 @@ from repro.material import Material
 from repro.micro_data import MicroCollator, batches_by_length
 from repro.recipes import Recipe
 from repro.record import Benchmark, Point, Record, RecordError, config_hash, environment, is_stale, read, write
+from repro.tuning import tuned
 
 METRIC = "content_accuracy"
 PROTOCOL = "rank"
@@ -76,9 +77,7 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         at = crossing(curve, best[1], METRIC)
         reached = {"metric": METRIC, "target": best[1], "baseline": baseline.name, "step": at.step if at else None}
         if at and at.step != recipe.steps:
-            there = InternVLForConditionalGeneration.from_pretrained(
-                folder / "snapshots" / str(at.step), dtype=torch.float32
-            )
+            there = material.trained(folder / "snapshots" / str(at.step))
             benchmarks.insert(0, _score(there, at.step, material, choices, questions))
     trainer.model.save_pretrained(folder / "final")
     material.processor.save_pretrained(folder / "final")
@@ -130,7 +129,7 @@ def _trainer(recipe: Recipe, material: Material, folder: Path) -> SafeTrainer:
         "use_cpu": True,
     }
     rows, _ = material.scored()
-    model, collator = material.model(), MicroCollator(material.processor)
+    model, collator = tuned(material.model(), recipe.tuning, recipe.seed), MicroCollator(material.processor)
     if recipe.method == "stock":
         placeholder = torch.tensor(sorted(placeholder_token_ids(material.processor, model.config)))
         counting, clock = CountingCollator(collator, placeholder), StepClock()
@@ -194,6 +193,7 @@ def _artefacts(folder: Path, runs: Path) -> dict[str, dict[str, str]]:
         "steps": folder / "steps.jsonl",
         "trace": folder / "trace.parquet",
         "model": folder / "final/model.safetensors",
+        "adapter": folder / "final/adapter_model.safetensors",
     }
     return {
         name: {"path": str(path.relative_to(runs)), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,7 +1,7 @@
-"""`make students`: the prepared micro student, checked, or made anew with `--rebuild`.
+"""`make students`: the prepared micro students, checked, or made anew with `--rebuild`.
 
-    python -m repro.students              # does the committed student match its record?
-    python -m repro.students --rebuild    # prepare it from nothing (resumable), about 15 minutes on two cores
+    python -m repro.students                                  # do the committed students match their records?
+    python -m repro.students --student videochat2 --rebuild   # prepare one from nothing (resumable): about 15 minutes
 
 A prepared student is a folder that `from_pretrained` reads (bf16 safetensors, configuration, tokenizer, processor) and
 a `record.json` with the configuration, seed, commit, versions, hardware, learning curves and the hash of every file.
@@ -20,31 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import InternVLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
+import regate.models  # noqa: F401 - the Auto classes know our students
+from eval.machine import environment
 from eval.world import WORLD_VERSION
-from repro.machine import environment
-from repro.prepare import Preparation, PrepareConfig, prepare_student
-from repro.student_model import count_parameters
+from repro.families import FAMILIES, count_parameters
+from repro.prepare import CONFIGS, STAGES, Preparation, PrepareConfig, prepare_student
 
 ROOT = Path(__file__).resolve().parent.parent
-PREPARED = ROOT / "results" / "students" / "internvl"
-WORK = ROOT / "runs" / "students" / "internvl"
+PREPARED = ROOT / "results" / "students"
+WORK = ROOT / "runs" / "students"
 RECORD = "record.json"
 
 
-def config_hash(config: PrepareConfig) -> str:
-    """What the states of stages are filed under: those of another configuration or world are never gone on with."""
-    text = json.dumps({**dataclasses.asdict(config), "world_version": WORLD_VERSION}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def rebuild(
-    config: PrepareConfig, output: Path = PREPARED, work: Path = WORK, *, progress: bool = True
+    student: str, config: PrepareConfig, output: Path, work: Path = WORK, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Prepares the student (going on where a run of this configuration stopped) and writes `output`; its record."""
+    """Prepares a student (going on where a run of this configuration stopped) and writes `output`; its record."""
     machine = environment(ROOT, threads=torch.get_num_threads())
-    preparation = prepare_student(config, work / config_hash(config), progress=progress)
+    commit = f"{machine['commit']}{'+' if machine['dirty'] else ''}"
+    preparation = prepare_student(student, config, work / student, progress=progress, commit=commit)
     return export(preparation, output, machine)
 
 
@@ -55,13 +51,13 @@ def export(preparation: Preparation, output: Path, machine: dict[str, Any]) -> d
     part.mkdir(parents=True)
     scores = {"from_scripts": preparation.scores(scripts=True), "from_pixels": preparation.scores(scripts=False)}
     model = preparation.model
-    counts = count_parameters(model)
+    counts = count_parameters(preparation.family, model)
     model.to(torch.bfloat16).save_pretrained(part)
     preparation.processor.save_pretrained(part)
     record = {
-        "student": output.name,
+        "student": preparation.family.name,
         "config": dataclasses.asdict(preparation.config),
-        "config_hash": config_hash(preparation.config),
+        "config_hash": preparation.config.stage_hash(STAGES[-1]),
         "world_version": WORLD_VERSION,
         "seed": preparation.config.seed,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,8 +66,9 @@ def export(preparation: Preparation, output: Path, machine: dict[str, Any]) -> d
         "vocabulary": len(preparation.processor.tokenizer),
         "validation": scores,
         "seconds": preparation.seconds,
+        "stage_commits": preparation.origin,  # with a + where files had changed since
         "curves": preparation.curves,
-        "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
+        "files": {str(f.relative_to(part)): sha256(f) for f in sorted(part.rglob("*")) if f.is_file()},
     }
     (part / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(output, ignore_errors=True)
@@ -84,7 +81,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def check(folder: Path = PREPARED) -> dict[str, Any]:
+def check(folder: Path) -> dict[str, Any]:
     """The record of a prepared student whose files all match it, and which loads without a missing or spare key.
 
     Raises:
@@ -102,7 +99,7 @@ def check(folder: Path = PREPARED) -> dict[str, Any]:
             f"the student in {folder} was prepared on world {record['world_version']}, this is {WORLD_VERSION}; "
             "`make students REBUILD=1`"
         )
-    _, info = InternVLForConditionalGeneration.from_pretrained(
+    _, info = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
     wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
@@ -114,18 +111,19 @@ def check(folder: Path = PREPARED) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m repro.students", description=__doc__.split("\n")[0])
-    parser.add_argument("--rebuild", action="store_true", help="prepare the student from nothing")
-    parser.add_argument("--output", type=Path, default=PREPARED, help="folder of the prepared student")
+    parser.add_argument("--student", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--rebuild", action="store_true", help="prepare them from nothing")
+    parser.add_argument("--output", type=Path, default=PREPARED, help="folder of the prepared students")
     parser.add_argument("--work", type=Path, default=WORK, help="states of the stages, to go on from")
-    parser.add_argument("--seed", type=int, default=PrepareConfig.seed)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    if args.rebuild:
-        rebuild(PrepareConfig(seed=args.seed), args.output, args.work)
-    record = check(args.output)
-    parts = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
-    print(f"{args.output}: parameters {parts}; commit {record['commit']}; validation {record['validation']}")
+    for student in args.student:
+        if args.rebuild:
+            rebuild(student, CONFIGS[student], args.output / student, args.work)
+        record = check(args.output / student)
+        parts = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
+        print(f"{student}: parameters {parts}; commit {record['commit']}; validation {record['validation']}")
 
 
 if __name__ == "__main__":

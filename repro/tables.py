@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import compare, render
-from repro.record import TOKEN_KINDS, Record, RecordError, load
+from eval import results as evaluations
+from eval.results import Result
+from repro import benchmark_tables, compare, render
+from repro.record import TOKEN_KINDS, Record, load
 from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
 from repro.rows import Published, measured_group, published_rows
 from repro.stats import with_half_width
@@ -165,16 +167,28 @@ TABLES: dict[str, tuple[Callable[[Sequence[Record], Published], pd.DataFrame], L
 SUFFIXES = (".md", ".csv", ".tex")
 
 
-def files(records: Sequence[Record], published: Published) -> dict[str, str]:
-    """File name -> contents, for every table that has a record."""
-    found = {}
+def files(
+    records: Sequence[Record], published: Published, results: Sequence[tuple[Result, str]] = ()
+) -> dict[str, str]:
+    """File name -> contents, for every table that has a record, or a result of a benchmark."""
+    found: dict[str, str] = {}
+    runs = benchmark_tables.evaluated(results)
+    for number in benchmark_tables.COLUMNS:
+        if any(name in run.results for run in runs for name in benchmark_tables.benchmarks_of(number)):
+            table = benchmark_tables.table(number, runs, records, published)
+            found |= _printed(number, table, benchmark_tables.layout(number))
     for number, (build, layout) in TABLES.items():
         if any(compare.in_table(record, number) for record in records):
-            table = build(records, published)
-            found[f"table{number}.md"] = render.to_markdown(table, layout)
-            found[f"table{number}.csv"] = render.to_csv(table)
-            found[f"table{number}.tex"] = render.to_latex(table, layout)
+            found |= _printed(number, build(records, published), layout)
     return found
+
+
+def _printed(number: str, table: pd.DataFrame, layout: Layout) -> dict[str, str]:
+    return {
+        f"table{number}.md": render.to_markdown(table, layout),
+        f"table{number}.csv": render.to_csv(table),
+        f"table{number}.tex": render.to_latex(table, layout),
+    }
 
 
 def save(out: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
@@ -197,7 +211,7 @@ def arguments(about: str, kind: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(problems: Sequence[RecordError | str]) -> int:
+def report(problems: Sequence[Exception | str]) -> int:
     """Name what is wrong on stderr; the exit status."""
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -206,24 +220,30 @@ def report(problems: Sequence[RecordError | str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    options = arguments("Tables of the paper from records.", "tables").parse_args(argv)
+    parser = arguments("Tables of the paper from records.", "tables")
+    parser.add_argument("--only", help="print this table alone (all are written)")
+    options = parser.parse_args(argv)
     out = options.out or options.results / "tables"
     published = read_published(options.results / "published.json")
     committed, problems = load([options.results / "records"])
-    kept = files(committed, published)
+    scored, unfit = evaluations.load(options.results / "evaluations")
+    kept = files(committed, published, [(result, "committed") for result in scored])
     if options.check:
-        return report([*problems, *render.stale(out, kept, SUFFIXES)])
+        return report([*problems, *unfit, *render.stale(out, kept, SUFFIXES)])
     own, damaged = load([options.runs])
+    mine, broken = evaluations.load(options.runs / "eval")
     paths = save(out, kept) if kept else []
-    everything = files([*committed, *own], published) if own else kept
-    if own:
+    both = [(result, "committed") for result in scored] + [(result, "own") for result in mine]
+    everything = files([*committed, *own], published, both) if own or mine else kept
+    if own or mine:
         paths += save(options.runs / "tables", everything)
     if not everything:
         print("No records yet: published numbers only. `make repro-table4` makes the first.\n")
         everything = {"table4.md": render.to_markdown(table4([], published), EFFICIENCY)}
-    print("\n\n".join(content for name, content in everything.items() if name.endswith(".md")))
+    printed = [f"table{options.only}.md"] if options.only else sorted(everything)
+    print("\n\n".join(everything[name] for name in printed if name.endswith(".md") and name in everything))
     print("\n".join(f"Written: {path}" for path in paths))
-    report([*problems, *damaged])
+    report([*problems, *unfit, *damaged, *broken])
     return 0
 
 

@@ -12,7 +12,7 @@ from regate.reference import load_teacher, score_rows
 from repro.evaluate import Choice, choice_accuracy, rank_options
 from repro.material import Material
 from repro.micro_data import TAGS, Encoder
-from repro.recipes import Data
+from repro.recipes import SEEN, Data
 
 _NAMES = {code: name for name, code in TAGS.items()}
 _BATCH_TOKENS = 16384
@@ -20,7 +20,7 @@ _BATCH_TOKENS = 16384
 
 def world_check(student: str, samples: int, runs: Path) -> int:
     """Score ``samples`` validation answers and the twin with the backbone of ``student``; 0 if all is as required."""
-    material = Material(student, Data(validation=samples), runs / "cache")
+    material = Material(student, Data(validation=samples, tasks=SEEN[student]), runs / "cache")
     rows = material.encoded("validation")
     teacher = load_teacher(material.model(), material.processor, attend_placeholders=False)
     pairs = [
@@ -46,7 +46,7 @@ def sight(material: Material, per_task: int = 100) -> list[Row]:
     rows, model = [], material.model()
     for task in mvbench.TASKS:
         built = mvbench.build(task, per_task, material.data.seed, "validation")
-        asked = [Choice(q.question, q.candidates, q.correct, task, world.render(scene)) for q, scene in built]
+        asked = [Choice(q.question, q.candidates, q.correct, task, mvbench.clip(task, scene)) for q, scene in built]
         score = choice_accuracy(asked, rank_options(model, material.processor, asked))["accuracy"]
         mean, _, high = chance_interval([len(c.options) for c in asked])
         listed = task in material.data.tasks

@@ -12,7 +12,7 @@ ALLOWED = {
     "repro": {"repro", "eval", "regate"},
     "app": {"app", "repro", "regate"},
 }
-TORCH_FREE = ("record", "stats", "tables", "figures", "curve", "measured", "machine", "compare", "rows", "render")
+TORCH_FREE = ("record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render", "attention_file")
 
 
 def imported(path: Path) -> set[str]:

@@ -1,8 +1,8 @@
 """The MVBench twin: the benchmark's schema and subtasks, asked about clips of the world that training never shows.
 
 `write` lays a folder out as the public data set does (`json/<task>.json`, videos under the folder that lmms-eval looks
-in), so that the stock task code scores it. `questions` reads it back. Of the 20 subtasks, 17 are here: fine-grained and
-unexpected action need a richer world, and action prediction needs clips that stop before their end.
+in), so that the stock task code scores it. `questions` reads it back. Of the 20 subtasks, 18 are here: fine-grained and
+unexpected action need a richer world.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ TASKS: dict[str, Task] = {
     "fine_grained_pose": Task("nturgbd_convert", ("duo",), tuple(POSES)),
     "episodic_reasoning": Task("tvqa/video_fps3_hq_segment", ("duo", "order"), BACKGROUNDS),
     "counterfactual_inference": Task("clevrer/video_validation", ("bump", "duo"), YES_NO),
+    "action_prediction": Task("star/Charades_segment", ("bump", "front", "behind", "swap"), tuple(TIES.values())),
 }
 
 
@@ -96,7 +97,7 @@ class Question:
         return self.candidates.index(self.answer)
 
 
-def _balanced(rng: random.Random, items: Sequence[Any]) -> Iterator[Any]:
+def balanced(rng: random.Random, items: Sequence[Any]) -> Iterator[Any]:
     """Endless: every item once in each round, in random order, so that each prefix is even."""
     while True:
         yield from rng.sample(items, len(items))
@@ -119,12 +120,12 @@ def build(task: str, per_task: int, seed: int, split: str = "test") -> Iterator[
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     rng = random.Random(f"mvbench {WORLD_VERSION} {split} {seed} {task}")
     spec = TASKS[task]
-    wanted, plots = _balanced(rng, spec.answers), _balanced(rng, spec.plots)
+    wanted, plots = balanced(rng, spec.answers), balanced(rng, spec.plots)
     positions: Iterator[int] | None = None
     for index in range(per_task):
         scene, one = _find(task, next(wanted), plots, split, rng)
         options = choices(one, rng)
-        positions = positions or _balanced(rng, range(one.options))
+        positions = positions or balanced(rng, range(one.options))
         options.remove(one.answer)
         options.insert(next(positions), one.answer)
         name = f"{task}-{seed}-{index:04d}"
@@ -144,13 +145,23 @@ def _find(task: str, answer: str, plots: Iterator[str], split: str, rng: random.
     raise AssertionError(f"no scene answers {task} with {answer!r} in {TRIES} tries")
 
 
-def encode(frames: np.ndarray, path: Path) -> None:
+def clip(task: str, scene: Scene) -> np.ndarray:
+    """What a question of a task is asked about, uint8 [8, 64, 64, 3]: the scene, or its first half (action prediction).
+
+    The half is played at half speed, so that it has as many frames. Bumps, and the ends of passing, hiding and
+    swapping, lie in the frames that are left out.
+    """
+    frames = render(scene)
+    return np.repeat(frames[: len(frames) // 2], 2, axis=0) if task == "action_prediction" else frames
+
+
+def encode(frames: np.ndarray, path: Path, fps: int = FPS) -> None:
     """Frames (uint8 [T, H, W, 3]) as an mp4: H.264 in full colour resolution, lossless but for the colour space."""
     import av
 
     half = path.with_name(path.name + ".part")
     with av.open(str(half), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "0", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "0", "preset": "veryfast", "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
         for frame in frames:
@@ -164,7 +175,8 @@ def decode(path: Path | str) -> np.ndarray:
     import av
 
     with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
 
 
 def write(directory: Path | str, per_task: int, seed: int, split: str = "test", tasks: Sequence[str] = ()) -> Path:
@@ -193,7 +205,7 @@ def write(directory: Path | str, per_task: int, seed: int, split: str = "test", 
             build(task, per_task, seed, split), total=per_task, desc=task, disable=per_task * len(tasks) < 1000
         ):
             if not (folder / question.video).exists():
-                encode(render(scene), folder / question.video)
+                encode(clip(task, scene), folder / question.video)
             row = asdict(question)
             rows.append({k: row[k] for k in ("video", "question", "candidates", "answer")})
         _write_text(directory / "json" / f"{task}.json", json.dumps(rows, indent=1))

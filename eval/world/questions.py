@@ -1,7 +1,7 @@
 """Short questions with one right answer, by task: MVBench's subtasks under their names, and plain attribute questions.
 
 Each task is a function of a scene: an `Ask`, or None where the scene cannot show it. Training turns and the benchmark
-twins ask the same questions, of different scenes.
+twins ask the same questions, of different scenes; those in `UNTAUGHT` are the benchmarks' alone.
 """
 
 from __future__ import annotations
@@ -86,9 +86,10 @@ def _task(asker: Asker) -> Asker:
 
 def ask(task: str, scene: Scene, rng: random.Random) -> Ask | None:
     """The question of a task about a scene, or None where the scene cannot show the task."""
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; the world can ask {', '.join(TASKS)}")
-    return TASKS[task](scene, rng)
+    asker = TASKS.get(task) or UNTAUGHT.get(task)
+    if asker is None:
+        raise ValueError(f"unknown task {task!r}; the world can ask {', '.join((*TASKS, *UNTAUGHT))}")
+    return asker(scene, rng)
 
 
 def _one(rng: random.Random, things: Sequence[Thing]) -> Thing | None:
@@ -328,5 +329,15 @@ def ground(scene: Scene, rng: random.Random) -> Ask | None:
     return Ask("ground", "on which ground does the {clip} begin ?", scene.background, BACKGROUNDS, 4)
 
 
-ATTRIBUTES = ("colour", "noun", "size", "verb", "number", "place", "ground")
-MVBENCH_TASKS = tuple(task for task in TASKS if task not in ATTRIBUTES)
+def action_prediction(scene: Scene, rng: random.Random) -> Ask | None:
+    """What one thing is about to do to another; to be asked about a clip that stops before it happens."""
+    if len(scene.relations) != 1:
+        return None
+    r = scene.relations[0]
+    a, b = scene.objects[r.a].noun, scene.objects[r.b].noun
+    question = f"what does the {a} do to the {b} next ?"
+    return Ask("action_prediction", question, TIES[r.kind], tuple(TIES.values()), 4)
+
+
+# Asked by benchmarks alone: a task that joins `TASKS` changes what training says, and with it the world's version.
+UNTAUGHT: dict[str, Asker] = {"action_prediction": action_prediction}

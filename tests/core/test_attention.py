@@ -14,6 +14,8 @@ from regate.attention import answer_attention, attention_over_frames, predictors
 from regate.elision import UnsupportedModel
 from regate.saliency import cover, find_sinks, hits, mass_inside, over_slices, pointing, without
 from regate.visual_grid import Grid, UnknownGrid, seen_part, visual_grids
+from repro.families import FAMILIES
+from repro.micro_data import Encoder, MicroCollator
 from tests import tiny
 from tests.media_files import write_video
 
@@ -287,10 +289,7 @@ def test_videollama2_halves_time_and_space(connector, shape, frames):
 
 def test_a_change_in_a_cell_of_videollama2_changes_its_token():
     """The whole model, less what mixes neighbours: the tower's attention and the connector's residual branches."""
-    families = pytest.importorskip("repro.families").FAMILIES
-    from repro.micro_data import Encoder, MicroCollator
-
-    family = families["videollama2"]
+    family = FAMILIES["videollama2"]
     tokenizer = family.tokenizer(["what happens ? a red star hops ."] * 50, 400)
     model = family.build(tokenizer).eval()
     processor = family.processor(tokenizer, family.size)

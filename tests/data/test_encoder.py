@@ -93,8 +93,8 @@ def test_both_ways_to_find_targets_agree(kind, table, monkeypatch):
     processor = tiny_processor(kind)
     encode = ConversationEncoder(processor, num_frames=2)
     expected = [encode(row)["labels"] for row in table]
-    process = encode._process
-    monkeypatch.setattr(encode, "_process", lambda *args, **kw: (process(*args, told=False)[0], None, None))
+    process = encode.process
+    monkeypatch.setattr(encode, "process", lambda *args, **kw: (process(*args, told=False)[0], None, None))
     if kind == "llava_onevision":  # its published template asks for answers with another space than it writes them
         with pytest.raises(ValueError, match=r"no prefix of the tokens of the whole.*\{% generation %\}"):
             encode(table[0])

@@ -13,47 +13,53 @@ import torch
 
 from regate.accounting import read_steps
 from repro import recipes
+from repro.families import FAMILIES
 from repro.follow import totals
 from repro.material import Material
+from repro.pools import tokenizer_texts
 from repro.record import read
 from repro.run import existing, run
-from repro.student_model import StudentSize, build_student
-from repro.tokenizer import build_processor, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = recipes.Data(train=24, validation=8, questions_per_task=1)
 SMALL = {"steps": 6, "batch_size": 4, "evaluate_every": 2, "save_every": 2, "data": DATA}
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory) -> Material:
+def nano(student: str, folder: Path) -> Material:
     """A random nano student in the place of the prepared one, and its data."""
-    from repro.pools import tokenizer_texts
-
-    folder = tmp_path_factory.mktemp("material")
-    tokenizer = train_tokenizer(tokenizer_texts(0, 300), 900)
-    size = StudentSize(
+    family = FAMILIES[student]
+    tokenizer = family.tokenizer(tokenizer_texts(0, 300), 900)
+    size = dataclasses.replace(
+        family.size,
         vocab_size=1024, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, intermediate_size=32,
         vision_hidden_size=16, vision_layers=1, vision_heads=1, vision_intermediate_size=16,
     )  # fmt: skip
-    build_student(tokenizer, size).save_pretrained(folder / "students" / "internvl")
-    build_processor(tokenizer, size.image_size, size.image_seq_length).save_pretrained(folder / "students" / "internvl")
-    return Material("internvl", DATA, folder / "cache", folder / "students")
+    family.build(tokenizer, size).save_pretrained(folder / "students" / student)
+    family.processor(tokenizer, size).save_pretrained(folder / "students" / student)
+    return Material(student, DATA, folder / "cache", folder / "students")
 
 
-def regate(seed: int = 1, **changes):
-    recipe = recipes.regate(seed=seed, **SMALL | changes)
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Material:
+    return nano("internvl", tmp_path_factory.mktemp("material"))
+
+
+def regate(student: str = "internvl", seed: int = 1, **changes):
+    recipe = recipes.regate(student, seed=seed, **SMALL | changes)
     return dataclasses.replace(recipe, gate=recipe.gate | {"gate_warmup_steps": 1, "cycle": 3, "dense_steps": 1})
 
 
-def test_three_runs_make_three_records_that_agree_where_they_must(material, tmp_path):
-    stock = run(recipes.stock(seed=1, **SMALL), material, tmp_path)
-    dense = run(recipes.dense(seed=1, **SMALL), material, tmp_path)
-    ours = run(regate(), material, tmp_path, baseline=stock)
+@pytest.mark.parametrize("student", list(FAMILIES))
+def test_three_runs_make_three_records_that_agree_where_they_must(student, tmp_path):
+    material = nano(student, tmp_path)
+    stock = run(recipes.stock(student, seed=1, **SMALL), material, tmp_path)
+    dense = run(recipes.dense(student, seed=1, **SMALL), material, tmp_path)
+    ours = run(regate(student), material, tmp_path, baseline=stock)
 
     metric = "content_nll"
+    dropout = "lora" in stock.config.get("tuning", {})  # falls on other positions where logits are fewer
     for a, b in zip(stock.curve, dense.curve, strict=True):
-        assert b.metrics[metric] == pytest.approx(a.metrics[metric], rel=1e-3)
+        assert b.metrics[metric] == pytest.approx(a.metrics[metric], rel=1e-2 if dropout else 1e-3)
     assert stock.tokens == dense.tokens
     assert stock.flops["decoder"] == dense.flops["decoder"]
     assert stock.flops["head"] > dense.flops["head"]
@@ -74,9 +80,9 @@ def test_three_runs_make_three_records_that_agree_where_they_must(material, tmp_
         assert not list((tmp_path / record.name).glob("checkpoint-*"))
     assert not (tmp_path / ours.name / "trace.parquet").exists()  # seed 0 carries one
 
-    recipe = regate()
+    recipe = regate(student)
     assert existing(recipe, material, tmp_path / "records") == ours
-    changed = dataclasses.replace(recipe, learning_rate=2e-3)
+    changed = dataclasses.replace(recipe, learning_rate=3e-3)
     assert existing(changed, material, tmp_path / "records") is None
 
 
@@ -89,6 +95,7 @@ torch.set_num_threads(1)
 from repro import recipes
 from repro.follow import Follower
 from repro.material import Material
+from repro.pools import tokenizer_texts
 from repro.run import run
 from tests.repro.test_run import DATA, SMALL
 
@@ -158,7 +165,7 @@ def test_missing_student_names_the_command(tmp_path):
 
 
 def test_command_line_refuses_what_it_does_not_know():
-    for extra in (["--students", "gpt"], ["--scale", "paper"]):
+    for extra in (["--students", "gpt"], ["--scale", "huge"]):
         done = subprocess.run(
             [sys.executable, "-m", "repro", "table4", *extra], capture_output=True, text=True, cwd=ROOT, check=False
         )

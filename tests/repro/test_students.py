@@ -1,5 +1,6 @@
 """The micro student: factory, tokenizer, processor, batch path, evaluation helpers (stand-in text, no training)."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -7,22 +8,31 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from eval.machine import environment
 from eval.world import Act, Scene, Thing, caption
+from eval.world.mvbench import encode as encode_video
+from regate.answering import Question
+from regate.answering import option_scores as scores_of_any_model
+from regate.data import ConversationEncoder
 from repro.evaluate import Choice, choice_accuracy, content_metrics, option_scores, rank_options, target_logprobs
+from repro.families import FAMILIES, StudentSize, count_parameters
+from repro.families.family import single_token_share
 from repro.loop import StageConfig
-from repro.machine import environment
 from repro.micro_data import IGNORE, TAGS, Encoder, Example, MicroCollator, encode_examples
 from repro.pools import pack_turns
-from repro.prepare import PrepareConfig, fold, prepare_student
+from repro.prepare import CONFIGS, PrepareConfig, fold, prepare_student
 from repro.rehearsal import script
-from repro.student_model import StudentSize, build_student, count_parameters
-from repro.students import PREPARED, check, config_hash, export
-from repro.tokenizer import build_processor, single_token_share, train_tokenizer
+from repro.students import PREPARED, check, export
 
-NANO = StudentSize(
-    vocab_size=512, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64,
-    vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=64,
-)  # fmt: skip
+NANO = {
+    "vocab_size": 512, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
+    "intermediate_size": 64, "vision_hidden_size": 32, "vision_layers": 1, "vision_heads": 2,
+    "vision_intermediate_size": 64,
+}  # fmt: skip
+
+
+def sized(family, **sizes) -> StudentSize:
+    return dataclasses.replace(family.size, **sizes)
 
 
 def stand_in_texts(n: int = 400) -> list[str]:
@@ -34,19 +44,24 @@ def stand_in_texts(n: int = 400) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(stand_in_texts(), 512)
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request):
+    return FAMILIES[request.param]
 
 
 @pytest.fixture(scope="module")
-def processor(tokenizer):
-    return build_processor(tokenizer)
+def tokenizer(family):
+    return family.tokenizer(stand_in_texts(), 512)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
-    return build_student(tokenizer, NANO).eval()
+def processor(family, tokenizer):
+    return family.processor(tokenizer, family.size)
+
+
+@pytest.fixture(scope="module")
+def model(family, tokenizer):
+    return family.build(tokenizer, sized(family, **NANO)).eval()
 
 
 def clip(seed: int, frames: int = 8) -> np.ndarray:
@@ -65,23 +80,23 @@ def examples(n: int = 4) -> list[Example]:
 # --- factory ---
 
 
-def test_default_student_has_the_promised_size(tokenizer):
-    counts = count_parameters(build_student(tokenizer))
+def test_default_student_has_the_promised_size(family, tokenizer):
+    counts = count_parameters(family, family.build(tokenizer))
     assert 1_000_000 <= counts["all"] <= 2_500_000  # bf16: at most 5 MB
     assert counts["language"] + counts["vision"] + counts["connector"] == counts["all"]
 
 
-def test_factory_depends_on_its_seed_only(tokenizer):
+def test_factory_depends_on_its_seed_only(family, tokenizer):
     before = torch.random.get_rng_state()
-    a, b, c = (build_student(tokenizer, NANO, seed=s).state_dict() for s in (1, 1, 2))
+    a, b, c = (family.build(tokenizer, sized(family, **NANO), seed=s).state_dict() for s in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-def test_factory_refuses_a_vocabulary_that_is_too_small(tokenizer):
+def test_factory_refuses_a_vocabulary_that_is_too_small(family, tokenizer):
     with pytest.raises(ValueError, match="vocab_size"):
-        build_student(tokenizer, StudentSize(vocab_size=16))
+        family.build(tokenizer, sized(family, vocab_size=16))
 
 
 # --- tokenizer and processor ---
@@ -93,15 +108,20 @@ def test_words_are_single_tokens(tokenizer):
     assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
 
 
-def test_tokenizer_training_is_deterministic(tokenizer):
-    again = train_tokenizer(stand_in_texts(), 512)
+def test_tokenizer_training_is_deterministic(family, tokenizer):
+    again = family.tokenizer(stand_in_texts(), 512)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_a_frame_costs_three_markers_and_its_visual_tokens(processor):
+MARKERS = {"internvl": 8 * 3, "videollama2": 0, "videochat2": 4}
+SEATS = {"internvl": 8 * 4, "videollama2": 4 * 4, "videochat2": 8 * 4}
+
+
+def test_a_clip_costs_its_visual_tokens_and_few_markers(family, processor, model):
     ids = Encoder(processor).encode("", "x", 8)["input_ids"]
     without = Encoder(processor).encode("", "x", 0)["input_ids"]
-    assert len(ids) - len(without) == 8 * (3 + processor.image_seq_length)
+    assert ids.count(family.placeholder_id(model)) == SEATS[family.name]
+    assert len(ids) - len(without) == MARKERS[family.name] + SEATS[family.name]
 
 
 def test_saved_processor_loads_offline_and_stays_the_same(processor, tmp_path):
@@ -125,7 +145,7 @@ def stock(processor, example: Example) -> dict[str, torch.Tensor]:
     return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
 
 
-def test_fast_path_equals_the_stock_processor(processor):
+def test_fast_path_equals_the_stock_processor(family, processor):
     rows = encode_examples(examples(), processor)
     batch = MicroCollator(processor)(list(rows))
     for i, example in enumerate(examples()):
@@ -133,7 +153,10 @@ def test_fast_path_equals_the_stock_processor(processor):
         length = want["input_ids"].shape[1]
         assert torch.equal(batch["input_ids"][i, :length], want["input_ids"][0])
         assert not batch["attention_mask"][i, length:].any()
-        torch.testing.assert_close(batch["pixel_values"][8 * i : 8 * i + 8], want["pixel_values"], rtol=0, atol=1e-6)
+        for name, value in want.items():
+            if name.startswith(("pixel_values", "qformer")):
+                shown = batch[name].unflatten(0, (len(examples()), -1))[i]
+                torch.testing.assert_close(shown, value, rtol=0, atol=1e-6)
 
 
 def test_prompt_equals_the_stock_generation_prompt(processor):
@@ -146,6 +169,19 @@ def test_prompt_equals_the_stock_generation_prompt(processor):
     assert row["input_ids"][: len(want)] == list(want)
     assert row["labels"][: len(want)] == [IGNORE] * len(want)
     assert row["labels"][len(want)] != IGNORE
+
+
+def test_the_library_encodes_a_conversation_as_the_fast_path_does(processor, tmp_path):
+    example = examples(1)[0]
+    encode_video(example.frames, tmp_path / "clip.mp4")
+    messages = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": example.question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": example.answer}]},
+    ]
+    sample = {"id": "x", "messages": messages, "images": [], "videos": [str(tmp_path / "clip.mp4")]}
+    got, want = ConversationEncoder(processor)(sample), Encoder(processor).row(example)
+    assert got["input_ids"].tolist() == want["input_ids"]
+    assert got["labels"].tolist() == want["labels"]
 
 
 # --- tags and batches ---
@@ -161,7 +197,7 @@ def test_tags_follow_the_tokens(processor):
         by_tag[names[tag]] += processor.tokenizer.decode([token])
     assert by_tag["visual"].split() == ["red", "car", "left"]
     assert by_tag["wording"].split() == ["slides"]
-    assert by_tag["special"] == "<|im_end|>"
+    assert by_tag["special"] == processor.tokenizer.eos_token
     assert by_tag["template"] == "The, then it stops. It spins."
 
 
@@ -217,6 +253,21 @@ def test_option_scores_equal_one_forward_pass_each(processor, model, normalize):
             assert score == pytest.approx(mean if normalize == "mean" else mean * count, abs=1e-3)
 
 
+def test_the_fast_path_ranks_as_the_scorer_of_the_benchmarks_does(processor, model):
+    asked = [
+        Question(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": choice.question}]}],
+            options=tuple(choice.options),
+            videos=[choice.frames],
+        )
+        for choice in choices()
+    ]
+    for fast, general in zip(
+        option_scores(model, processor, choices()), scores_of_any_model(model, processor, asked), strict=True
+    ):
+        np.testing.assert_allclose(fast, general, rtol=0, atol=1e-3)
+
+
 class Oracle(torch.nn.Module):
     """The student with a head that adds `strength` to the tokens of one sentence."""
 
@@ -228,6 +279,9 @@ class Oracle(torch.nn.Module):
 
     def get_image_features(self, *args, **kwargs):
         return self.base.get_image_features(*args, **kwargs)
+
+    def get_video_features(self, *args, **kwargs):
+        return self.base.get_video_features(*args, **kwargs)
 
     def lm_head(self, hidden):
         return self.base.lm_head(hidden) + self.bonus
@@ -251,45 +305,51 @@ def test_choice_accuracy_counts_by_task():
 
 # --- preparation ---
 
+TINY_SIZE = {
+    "vocab_size": 960, "hidden_size": 96, "num_layers": 1, "num_heads": 3, "num_kv_heads": 3, "intermediate_size": 96,
+    "vision_hidden_size": 32, "vision_layers": 1, "vision_heads": 2, "vision_intermediate_size": 64,
+}  # fmt: skip
 TINY = PrepareConfig(
-    size=StudentSize(
-        vocab_size=960, hidden_size=96, num_layers=1, num_heads=3, num_kv_heads=3, intermediate_size=96,
-        vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=64,
-    ),
     tokenizer_docs=300, corpus_docs=40, scenes=12, validation_scenes=8, turns=3, text_rows=2, text_length=32,
     language=StageConfig(steps=4, batch_size=3, lr=1e-3, warmup=1),
-    sight=StageConfig(steps=4, batch_size=4, lr=1e-3, warmup=1),
+    sight=StageConfig(steps=4, batch_size=8, lr=1e-3, warmup=1),
     align=StageConfig(steps=4, batch_size=2, lr=1e-3, warmup=1),
     eval_every=2,
 )  # fmt: skip
 
 
+def tiny(family) -> PrepareConfig:
+    return dataclasses.replace(TINY, size=sized(family, **TINY_SIZE))
+
+
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_student(TINY, tmp_path_factory.mktemp("whole"), progress=False)
+def prepared(family, tmp_path_factory):
+    return prepare_student(family.name, tiny(family), tmp_path_factory.mktemp("whole"), progress=False)
 
 
-def test_preparation_trains_what_each_stage_says(prepared):
-    fresh = build_student(prepared.processor.tokenizer, TINY.size, TINY.seed).state_dict()
+def test_preparation_trains_what_each_stage_says(family, prepared):
+    fresh = family.build(prepared.processor.tokenizer, prepared.config.size, TINY.seed).state_dict()
     changed = {k.split(".")[1] for k, v in prepared.model.state_dict().items() if not torch.equal(v, fresh[k])}
     assert changed >= {"language_model", "vision_tower", "multi_modal_projector"}
+    assert not torch.equal(prepared.model.lm_head.weight, fresh["lm_head.weight"])
     for stage in ("language", "sight", "align"):
         assert [p["step"] for p in prepared.curves[stage]] == [2, 4]
     assert set(prepared.scores(scripts=False)) == {"caption", "attribute", "blind_caption", "blind_attribute"}
 
 
 @pytest.mark.parametrize("stage", ["language", "sight", "align"])
-def test_a_killed_preparation_goes_on_bit_for_bit(prepared, tmp_path, stage):
-    first = prepare_student(TINY, tmp_path, progress=False, stop_at={stage: 3})  # its last state is that of step 2
-    assert not first.done(stage)
-    again = prepare_student(TINY, tmp_path, progress=False)
+def test_a_killed_preparation_goes_on_bit_for_bit(family, prepared, tmp_path, stage):
+    config = tiny(family)
+    first = prepare_student(family.name, config, tmp_path, progress=False, stop_at={stage: 3})
+    assert not first.done(stage)  # its last state is that of step 2
+    again = prepare_student(family.name, config, tmp_path, progress=False)
     want, got = prepared.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert again.curves == prepared.curves
 
 
 def test_alignment_leaves_the_backbone_alone(prepared):
-    state = torch.load(prepared.work / "language.pt", weights_only=True)["modules"]["0"]
+    state = torch.load(prepared.state_file("language"), weights_only=True)["modules"]["0"]
     now = prepared.model.model.language_model.state_dict()
     assert all(torch.equal(state[name], now[name]) for name in now)
 
@@ -358,19 +418,20 @@ def test_sight_is_folded_into_the_embeddings():
 def test_exported_student_loads_and_matches_its_record(prepared, tmp_path):
     export(prepared, tmp_path / "student", environment())
     record = check(tmp_path / "student")
-    assert record["config_hash"] == config_hash(TINY)
+    assert record["config_hash"] == prepared.config.stage_hash("align")
+    assert set(record["stage_commits"]) == {"language", "sight", "align"}
     (tmp_path / "student" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="not the file of the record"):
         check(tmp_path / "student")
 
 
-def test_committed_student_matches_its_record():
-    if not (PREPARED / "record.json").exists():
-        pytest.skip("no prepared student is committed")
-    record = check()
-    assert sum(path.stat().st_size for path in PREPARED.iterdir()) <= 5_000_000
+@pytest.mark.parametrize("student", list(FAMILIES))
+def test_committed_student_matches_its_record(student):
+    record = check(PREPARED / student)
+    assert sum(path.stat().st_size for path in (PREPARED / student).iterdir()) <= 5_000_000
     assert record["dirty"] is False
-    assert record["config_hash"] == config_hash(PrepareConfig(seed=record["seed"]))  # the command would make this one
+    assert record["config_hash"] == CONFIGS[student].stage_hash("align")  # the command would make this one
+    assert not any(commit.endswith("+") for part in record.get("stage_commits", {}).values() for commit in part)
 
 
 def test_missing_student_names_the_command(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.world import mvbench, render
+from eval.world import boxes, mvbench, render
 from eval.world.check import chance_interval
 from eval.world.vocabulary import owner
 
@@ -149,6 +149,22 @@ def _cues(question, option):
         *(("word", f"{w} {option}") for w in words),
         *(("other", f"{o} {option}") for o in others),
     ]
+
+
+def test_clips_are_scenes_but_those_of_predictions_which_stop_before_what_they_ask_about(asked):
+    for task, pairs in asked.items():
+        for question, scene in pairs[:4]:
+            frames, whole = mvbench.clip(task, scene), render(scene)
+            assert frames.shape == whole.shape
+            if task != "action_prediction":
+                assert np.array_equal(frames, whole)
+            else:
+                assert np.array_equal(frames, whole[[0, 0, 1, 1, 2, 2, 3, 3]])
+                if question.answer == "bumps":
+                    a, b = boxes(scene)[:, 0], boxes(scene)[:, 1]
+                    apart = (a[:, 2:] < b[:, :2]).any(1) | (b[:, 2:] < a[:, :2]).any(1)
+                    assert apart[:4].all()
+                    assert not apart[4]
 
 
 def test_prompts_are_those_of_the_training_turns(asked):
