@@ -47,6 +47,7 @@ class Places:
         """Path, time and size of all records and traces: equal states hold the same."""
         files = [*self.results.glob("records/*.json"), *self.runs.rglob("records/*.json")]
         files += [*self.results.glob("artefacts/*/*"), *self.runs.rglob("trace.parquet")]
+        files += [*self.results.glob("evaluations/*/*.json"), *self.runs.glob("eval/*/*.json")]
         known = sorted((str(path), path.stat()) for path in files if path.is_file())
         return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in known)
 

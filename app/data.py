@@ -27,6 +27,20 @@ def _records(results: str, runs: str, state: State) -> tuple[list[Record], list[
     return artefacts.load_records(Places(Path(results), Path(runs)))
 
 
+def evaluated() -> tuple[list[Any], list[Problem]]:
+    """Runs that were scored on benchmarks (`repro.benchmark_tables.Evaluated`), and what is wrong with other files."""
+    places = Places.here()
+    return _evaluated(str(places.results), str(places.runs), places.state())
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _evaluated(results: str, runs: str, state: State) -> tuple[list[Any], list[Problem]]:
+    from repro import benchmark_tables
+
+    found, errors = benchmark_tables.find(Path(results), Path(runs))
+    return benchmark_tables.evaluated(found), [Problem(str(error)) for error in errors]
+
+
 def traces() -> list[Trace]:
     """Traces of all runs that wrote one."""
     return artefacts.find_traces(records()[0], Places.here())

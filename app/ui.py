@@ -66,10 +66,15 @@ def figure(title: str, name: str, chart: Callable[[Look], Any], data: Callable[[
 
 
 def export_files(
-    title: str, name: str, png: Callable[[Look], bytes], svg: Callable[[Look], str], data: Callable[[], pd.DataFrame]
+    title: str,
+    name: str,
+    png: Callable[[Look], bytes],
+    svg: Callable[[Look], str],
+    csv: Callable[[], str],
+    **texts: Callable[[], str],
 ) -> None:
-    """The same row over a picture that is no chart: on white as well."""
-    _title_row(title, name, lambda: png(LIGHT), lambda: svg(LIGHT), lambda: to_csv(data()))
+    """The same row over a picture that is no chart: on white as well. `texts`: further files, by their suffix."""
+    _title_row(title, name, lambda: png(LIGHT), lambda: svg(LIGHT), csv, **texts)
 
 
 def to_csv(data: pd.DataFrame) -> str:
@@ -82,9 +87,17 @@ def _fixed(chart: Any) -> Any:
     return chart.properties(width=EXPORT_WIDTH) if getattr(chart, "width", None) == "container" else chart
 
 
-def _title_row(title: str, name: str, png: Callable[[], bytes], svg: Callable[[], str], csv: Callable[[], str]) -> None:
+def _title_row(
+    title: str,
+    name: str,
+    png: Callable[[], bytes],
+    svg: Callable[[], str],
+    csv: Callable[[], str],
+    **texts: Callable[[], str],
+) -> None:
     kinds: list[tuple[str, Callable[[], bytes | str], str]] = [
         ("PNG", png, "image/png"), ("SVG", svg, "image/svg+xml"), ("CSV", csv, "text/csv"),
+        *((suffix.upper(), make, "text/plain") for suffix, make in texts.items()),
     ]  # fmt: skip
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{title}**", width="stretch")

@@ -12,7 +12,10 @@ ALLOWED = {
     "repro": {"repro", "eval", "regate"},
     "app": {"app", "repro", "regate"},
 }
-TORCH_FREE = ("record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render", "attention_file")
+TORCH_FREE = (
+    "record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render", "attention_file",
+    "benchmark_tables",
+)  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

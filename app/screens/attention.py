@@ -14,6 +14,7 @@ from app import attention, data, ui
 from app.artefacts import Places, Problem
 from app.attention import Both, Live, Pair
 from app.views import attention as view
+from app.views import saved
 from app.views.attention import Chosen, Shown
 
 MEAN = "mean of all"
@@ -171,11 +172,11 @@ def show(shown: Shown, token: str, about: str, name: str) -> None:
     ui.export_files(
         "Attention on the frames",
         name,
-        lambda look: view.png(view.picture(shown, look, smooth)),
-        lambda look: view.svg(view.picture(shown, look, smooth)),
-        lambda: view.table(shown),
+        lambda look: saved.png(view.picture(shown, look, smooth)),
+        lambda look: saved.svg(view.picture(shown, look, smooth)),
+        lambda: ui.to_csv(view.table(shown)),
     )
-    st.image(view.png(view.picture(shown, ui.look(), smooth), DPI, margin=0.02), width="stretch")
+    st.image(saved.png(view.picture(shown, ui.look(), smooth), DPI, margin=0.02), width="stretch")
     drawn = len(view.frames_in_row(len(shown.frames)))
     notes = [f"Attention when the model says **{view.plain(token.strip())}**, all models on one scale.", about]
     if drawn < len(shown.frames):

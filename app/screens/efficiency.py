@@ -32,9 +32,8 @@ def page() -> None:
                       functools.partial(efficiency.chart, curves, axis=axis), lambda: curves)  # fmt: skip
     st.subheader("What the runs say", anchor=False)
     st.markdown("\n".join(f"- {text}" for text in efficiency.words(group)))
-    links = [
-        f"[{efficiency.label(method)}]({tables.link('4', tables.key_of(group, method))})" for method in group.methods
-    ]
+    keys = {method: tables.key_of(group.student, group.scale, group.origin, method) for method in group.methods}
+    links = [f"[{efficiency.label(method)}]({tables.link('4', key)})" for method, key in keys.items()]
     st.caption("Lines are running means of three evaluations, dots single evaluations. The runs behind them: "
                + ", ".join(links) + ".")  # fmt: skip
 

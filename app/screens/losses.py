@@ -217,7 +217,8 @@ def inspect(answer: Answer, note: str = "", frames: Path | None = None) -> None:
     gated = gate(answer, lambda_, ratio)
     values = functools.partial(losses.table, answer, gated, ratio)
     picture = functools.partial(tokens.strip_svg, answer, gated, quantity=quantity)
-    ui.export_files("The answer, token by token", "tokens", lambda light: svg_to_png(picture(light)), picture, values)
+    ui.export_files("The answer, token by token", "tokens", lambda light: svg_to_png(picture(light)), picture,
+                    lambda: ui.to_csv(values()))  # fmt: skip
     with st.container(border=True):
         if frames is not None and frames.is_file():
             st.image(str(frames), width=720)

@@ -7,7 +7,6 @@ Legend: Q answer tokens, T slices of time, R x C cells of a slice, F frames of H
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,6 @@ VEIL = 0.68  # how much of a frame the heat covers
 MOST = 8  # frames in a row
 FRAME_PIXELS = 192  # height of a frame in the picture
 GAP = 8  # pixels between frames
-MARGIN = 0.15  # inches around an exported picture
 LONGEST = 16  # characters of a model's name at the end of a colour bar
 METHODS = {"stock": "Standard FT", "regate": "ReGATE"}
 
@@ -264,23 +262,6 @@ def _with_difference(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def png(figure: Figure, dpi: int = 200, margin: float = MARGIN) -> bytes:
-    """The figure as a PNG file with a margin in inches."""
-    return _saved(figure, "png", margin, dpi=dpi)
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG file, its text as text."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "regate"}):
-        return _saved(figure, "svg", MARGIN, metadata={"Date": None}).decode()
-
-
-def _saved(figure: Figure, kind: str, margin: float, **how: Any) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format=kind, facecolor=figure.get_facecolor(), bbox_inches="tight", pad_inches=margin, **how)
-    return out.getvalue()
-
-
 # --- charts ---
 
 
@@ -368,7 +349,7 @@ def grounding_chart(found: Grounding, look: Look) -> Any:
     scale = alt.Scale(domain=[0, float(found.table["high"].max()) * 1.06], nice=False)
     x = alt.X("estimate:Q", scale=scale, title=None, axis=alt.Axis(format="%", tickCount=5))
     y = alt.Y("what:N", sort=order, title=None, axis=alt.Axis(labelLimit=200, ticks=False, domain=False))
-    tip = ["what", *(alt.Tooltip(name, format=".1%") for name in ("estimate", "low", "high"))]
+    tip = [alt.Tooltip("what"), *(alt.Tooltip(name, format=".1%") for name in ("estimate", "low", "high"))]
     colours = [look.methods["stock"], look.methods["regate"]]
     colour = alt.Color("what:N", scale=alt.Scale(domain=order, range=colours), legend=None)
     base = alt.Chart(models).encode(y=y, color=colour)
@@ -377,7 +358,7 @@ def grounding_chart(found: Grounding, look: Look) -> Any:
         x=x, shape=alt.Shape("what:N", legend=None), tooltip=tip
     )
     words = base.mark_text(dy=-12, fontWeight=600).encode(x=x, text=alt.Text("estimate:Q", format=".1%"))
-    line = alt.Chart(limits).encode(x=x, tooltip=["what", tip[1]])
+    line = alt.Chart(limits).encode(x=x, tooltip=tip[:2])
     lines = line.mark_rule(strokeDash=[4, 4], color=look.muted)
     names = line.mark_text(baseline="bottom", dy=-5, color=look.muted, fontSize=11).encode(y=alt.value(0), text="what")
     return alt.layer(lines, names, rule, dots, words).properties(height=130, width="container")

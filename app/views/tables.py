@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,11 +11,10 @@ from urllib.parse import urlencode
 
 import pandas as pd
 
-from repro import compare, render
-from repro.compare import Group
+from repro import benchmark_tables, compare, render
+from repro.benchmark_tables import Evaluated, Result
 from repro.record import Record
 from repro.render import MISSING, Cells, Layout
-from repro.rows import LABELS
 
 TITLES = {
     "1": "Image understanding",
@@ -69,9 +69,9 @@ def titles(published: Mapping[str, Any]) -> dict[str, str]:
 # --- runs behind a number ---
 
 
-def key_of(group: Group, method: str) -> str:
-    """What a link carries: student, scale, origin and method."""
-    return "/".join((group.student, group.scale, group.origin, method.removesuffix("_at_peak")))
+def key_of(student: str, scale: str, origin: str, method: str) -> str:
+    """What a link carries; rows "at the baseline's peak" are of the same runs."""
+    return "/".join((student, scale, origin, method.removesuffix("_at_peak")))
 
 
 def link(number: str, key: str) -> str:
@@ -84,23 +84,35 @@ def runs_behind(records: Sequence[Record], key: str, number: str | None = None) 
     wanted = [record for record in records if number is None or compare.in_table(record, number)] or list(records)
     for group in compare.groups(wanted):
         for method, runs in group.methods.items():
-            if key_of(group, method) == key:
+            if key_of(group.student, group.scale, group.origin, method) == key:
                 return [runs[seed] for seed in sorted(runs)]
     return []
+
+
+def evaluations_behind(runs: Sequence[Evaluated], key: str, number: str) -> list[Evaluated]:
+    """The scored checkpoints that a link of Tables 1-3 names, by seed, with the results that the table shows."""
+    student, _, origin, method = key.split("/") if key.count("/") == 3 else ("",) * 4
+    asked = benchmark_tables.benchmarks_of(number) if number in benchmark_tables.COLUMNS else ()
+    found = []
+    for run in sorted(runs, key=lambda run: run.seed):
+        results = {name: run.results[name] for name in asked if name in run.results}
+        if results and (run.student, run.origin, run.method) == (student, origin, method):
+            found.append(dataclasses.replace(run, results=results))
+    return found
 
 
 # --- building ---
 
 
 def layout_grid(table: pd.DataFrame, layout: Layout, part: int) -> Grid:
-    """A part of a table that has a builder in `repro.tables` (Table 4), cells linked to runs."""
+    """A part of a table that has a builder in `repro`, cells linked to runs."""
     rows, measured, groups = [], [], []
     for cells in render.rows_of(render.cells_of(table)):
         if not layout.parts[part].only(cells):
             continue
         first = next(iter(cells.values()))
-        own = not first.origin.startswith("published")
-        key = "/".join((first.student, first.scale, first.origin, first.method.removesuffix("_at_peak"))) if own else ""
+        own = not first.origin.startswith("published") and first.row != benchmark_tables.GUESS
+        key = key_of(first.student, first.scale, first.origin, first.method) if own else ""
         columns = layout.parts[part].columns
         rows.append(tuple(_cell(column.show(cells), cells, i, key) for i, column in enumerate(columns)))
         measured.append(own)
@@ -121,28 +133,21 @@ def notes(table: pd.DataFrame, kind: str) -> list[str]:
     return list(dict.fromkeys(cell.text for cell in render.cells_of(table) if cell.column == kind))
 
 
-def paper_grid(published: Mapping[str, Any], number: str, records: Sequence[Record], ours_only: bool = False) -> Grid:
-    """A table of benchmarks: the paper's rows, then a row a method of every group of runs scored on one of its columns.
-
-    `ours_only` leaves out the models that the paper compares with.
-    """
+def paper_grid(published: Mapping[str, Any], number: str) -> Grid:
+    """A table as the paper prints it."""
     cells = [c for c in published["cells"] if c["table"] == number and c["column"] not in SKIPPED]
-    if ours_only:
-        cells = [c for c in cells if c["student"] or number == "6"]
     columns = list(dict.fromkeys(c["column"] for c in cells))
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in cells:
         rows.setdefault((cell["version"], cell["row"]), {})[cell["column"]] = cell
     lines = []
     for (version, name), row in rows.items():
-        first = next(iter(row.values()))
         values = [Shown(_printed(row.get(column)), "as printed" if column in row else "") for column in columns]
-        lines.append((first["group"], False, (Shown(name), Shown(f"published {version}"), *values)))
-    lines += [(group, True, row) for group, row in measured_rows(records, columns)]
-    order = {group: i for i, group in enumerate(dict.fromkeys(line[0] for line in lines))}
+        lines.append((next(iter(row.values()))["group"], (Shown(name), Shown(f"published {version}"), *values)))
+    order = {group: i for i, group in enumerate(dict.fromkeys(group for group, _ in lines))}
     lines.sort(key=lambda line: order[line[0]])
     heads = ("", "origin", *(COLUMN_NAMES.get(column, column) for column in columns))
-    return Grid(heads, tuple(x[2] for x in lines), tuple(x[1] for x in lines), tuple(x[0] for x in lines))
+    return Grid(heads, tuple(row for _, row in lines), (False,) * len(lines), tuple(group for group, _ in lines))
 
 
 def _printed(cell: Mapping[str, Any] | None) -> str:
@@ -152,30 +157,6 @@ def _printed(cell: Mapping[str, Any] | None) -> str:
     if "/" in cell["raw"]:
         return f"{cell['value']:.1f}"
     return str(cell["raw"]).removesuffix("%").replace("↓ ", "−")
-
-
-def measured_rows(records: Sequence[Record], columns: Sequence[str]) -> list[tuple[str, tuple[Shown, ...]]]:
-    """(heading, row) of every method of every group of runs that was scored on a benchmark among the columns."""
-    names = {column: "".join(char for char in column.lower() if char.isalnum()) for column in columns}
-    found = []
-    for group in compare.groups(records):
-        for method in [m for m in LABELS if m in group.methods] + sorted(set(group.methods) - set(LABELS)):
-            readings = compare.at_end(group.methods[method])
-            key, cells = key_of(group, method), []
-            for column in columns:
-                score = compare.accuracy(readings, names[column], group.student, group.scale, group.origin, method)
-                if score is not None:
-                    half = (score.questions.high - score.questions.low) / 2 if score.questions else None
-                    text = f"{score.percent:.1f}" + (f" ±{half:.1f}" if half is not None else "")
-                    cells.append(Shown(text, f"{score.n} questions, {len(readings)} seeds, {score.protocol}", key))
-                elif column == "tokens" and (count := compare.mean(readings, "tokens.paper")) is not None:
-                    cells.append(Shown(render.tokens(count), f"mean over {len(readings)} seeds", key))
-                else:
-                    cells.append(Shown(MISSING))
-            if any(cell.text != MISSING and column != "tokens" for cell, column in zip(cells, columns, strict=True)):
-                row = (Shown(LABELS.get(method, method)), Shown(f"{group.origin} {group.scale}"), *cells)
-                found.append((f"Measured here: {group.student} ({group.scale})", row))
-    return found
 
 
 # --- printing ---
@@ -207,7 +188,6 @@ def _td(cell: Shown, number: str, first: bool) -> str:
 
 def details(record: Record) -> list[tuple[str, str]]:
     """What to know of a run at a glance."""
-    commit = (record.commit or "no commit")[:12] + (" (dirty)" if record.dirty else "")
     scores = [b for b in record.benchmarks if b.step == record.steps]
     accuracy = "; ".join(
         f"{b.name} {100 * sum(s['correct'] / s['n'] for s in b.tasks.values()) / len(b.tasks):.1f} %" for b in scores
@@ -219,8 +199,27 @@ def details(record: Record) -> list[tuple[str, str]]:
         ("Supervised tokens", f"{tokens:,}" if tokens is not None else MISSING),
         ("Train time", render.duration(seconds) + ("" if record.alone else " †") if seconds is not None else MISSING),
         ("Steps", str(record.steps)),
-        ("Commit", commit),
+        ("Commit", _commit(record.commit, record.dirty)),
         ("Finished", record.finished),
         ("Machine", f"{record.hardware.get('gpu') or record.hardware.get('cpu')}, "
                     f"{record.hardware.get('threads')} threads"),
     ]  # fmt: skip
+
+
+def result_details(result: Result) -> list[tuple[str, str]]:
+    """What to know of a benchmark's result at a glance."""
+    made, checkpoint, data = result.made, result.checkpoint, result.data
+    scores = [f"{name} {score.value:.1f} [{score.low:.1f}, {score.high:.1f}]" for name, score in result.scores.items()]
+    protocol = ", ".join(f"{name} {value}" for name, value in result.protocol.items())
+    return [
+        ("Scores", "; ".join(scores)),
+        ("Questions", f"{sum(map(len, result.outcomes.values()))} ({data.get('source', MISSING)})"),
+        ("Checkpoint", f"{checkpoint['path']} ({checkpoint['fingerprint']})"),
+        ("Asked with", f"prompts {result.prompts['profile']}, {protocol}"),
+        ("Commit", _commit(made.get("commit"), made.get("dirty"))),
+        ("Finished", str(made.get("finished") or MISSING)),
+    ]
+
+
+def _commit(commit: str | None, dirty: bool | None) -> str:
+    return (commit or "no commit")[:12] + (" (dirty)" if dirty else "")

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from streamlit.testing.v1 import AppTest
@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from app import attention
 from app.artefacts import Places, Problem
 from app.views import attention as view
+from app.views import saved
 from app.views.attention import Chosen, Shown
 from app.views.theme import DARK, LIGHT
 from repro import attention_file
@@ -83,6 +84,7 @@ def test_the_table_holds_every_number_of_the_picture():
 # --- pictures ---
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_heat_stays_between_its_cells(rows, columns, height, width, smooth):
     cells = np.random.default_rng(rows * 10 + columns).random((rows, columns))
@@ -126,16 +128,16 @@ def test_the_picture_shows_heat_where_attention_is():
 @pytest.mark.parametrize("count", [1, 2])
 def test_files_open(look, count):
     figure = view.picture(shown(count), look)
-    with Image.open(io.BytesIO(view.png(figure, 60))) as image:
+    with Image.open(io.BytesIO(saved.png(figure, 60))) as image:
         image.load()
         assert image.width > 500
         background = tuple(int(look.paper[i : i + 2], 16) for i in (1, 3, 5))
         assert image.convert("RGB").getpixel((1, 1)) == background
-    text = view.svg(figure)
+    text = saved.svg(figure)
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg")
     assert "RGB frames" in text
-    assert text == view.svg(view.picture(shown(count), look))  # the same picture, the same file
+    assert text == saved.svg(view.picture(shown(count), look))  # the same picture, the same file
 
 
 def test_long_videos_are_thinned_and_slow_ones_enlarged():
@@ -149,6 +151,7 @@ def test_long_videos_are_thinned_and_slow_ones_enlarged():
 # --- words ---
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=12))
 def test_labels_are_all_different(tokens):
     assert len(set(view.token_labels(tokens, [None] * len(tokens)))) == len(tokens)
@@ -307,7 +310,7 @@ def test_a_model_of_your_own_on_a_file(checkpoint, tmp_path):
     assert live.sinks is not None
     figure = view.picture(Shown(live.frames, {"m": view.look_at(live.weights, live.sinks, Chosen(0))}, live.slices,
                                 live.extent), LIGHT)  # fmt: skip
-    assert view.png(figure, 40)
+    assert saved.png(figure, 40)
     short = attention.attend(model, processor, path, "clip.mp4", "What?", "Yes", 4)
     assert short.sinks is None
     assert "different tokens" in attention.unlike(live, short)

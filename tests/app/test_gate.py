@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import artefacts
@@ -30,6 +30,7 @@ def answers(draw):
     return Answer("q", tuple("w" * n), arrays[0], ema, candidate, tie)
 
 
+@settings(deadline=None)
 @given(answers(), LAMBDAS, st.sampled_from([0.05, 0.3, 0.5, 0.95]), st.sampled_from(scoring.COMBINATIONS))
 def test_scores_and_decisions_equal_the_librarys(answer, lambda_, ratio, combine):
     got = gate.gate(answer, lambda_, ratio, combine)
@@ -42,6 +43,7 @@ def test_scores_and_decisions_equal_the_librarys(answer, lambda_, ratio, combine
     np.testing.assert_array_equal(got.kept, kept | ~answer.candidate)
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**40), 2**40), st.integers(0, 2**62), st.integers(1, 40))
 def test_ties_are_the_librarys_hashes(seed, sample, n):
     ours = gate.ties(seed, sample, n)
@@ -69,6 +71,7 @@ def test_every_decision_of_the_committed_traces_is_repeated(results):
     assert repeated > 50
 
 
+@settings(deadline=None)
 @given(answers(), st.sampled_from([0.25, 0.5]))
 def test_lambda_ranges_say_what_the_gate_does(answer, ratio):
     for i, words in enumerate(gate.lambda_ranges(answer, ratio)):

@@ -13,15 +13,17 @@ from PIL import Image
 
 from app import artefacts
 from app.artefacts import Places
-from app.views import ablations, efficiency, gating, losses, style, tables, theme, tokens
+from app.views import ablations, efficiency, gating, losses, saved, style, tables, theme, tokens
 from app.views.examples import EXAMPLES
 from app.views.gate import Answer, gate, ties
+from app.views.table_picture import picture
 from app.views.theme import DARK, LIGHT
-from repro import compare
+from repro import benchmark_tables, compare
 from repro.figures import curve_data
 from repro.tables import TABLES, read_published, table4
 from tests.app.support import REGATE, ROOT
 from tests.repro import synthetic
+from tests.repro.test_benchmark_tables import result
 
 PAPER = read_published(ROOT / "results" / "published.json")
 
@@ -327,7 +329,7 @@ def test_every_measured_number_links_to_the_runs_behind_it(results):
 
 @pytest.mark.parametrize("number", ["1", "2", "3", "5", "6", "teacher"])
 def test_published_numbers_stand_as_printed(number):
-    grid = tables.paper_grid(PAPER, number, [])
+    grid = tables.paper_grid(PAPER, number)
     ours = [c for c in PAPER["cells"] if c["table"] == number and c["column"] not in tables.SKIPPED]
     printed = " ".join(cell.text for row in grid.rows for cell in row)
     for cell in ours:
@@ -338,21 +340,41 @@ def test_published_numbers_stand_as_printed(number):
 
 
 def test_a_pair_in_one_cell_is_taken_apart():
-    grid = tables.paper_grid(PAPER, "1", [])
+    grid = tables.paper_grid(PAPER, "1")
     row = next(row for row in grid.rows if row[0].text == "InternVL3.5-ReGATE")
     values = dict(zip(grid.heads, (cell.text for cell in row), strict=True))
     assert (values["MME cognition"], values["MME perception"]) == ("689.3", "1698.8")
 
 
-def test_runs_scored_on_a_benchmark_stand_in_its_table():
+def test_results_on_benchmarks_link_to_themselves_and_to_the_training_runs():
     records = synthetic.committed(synthetic.runs(2))
-    grid = tables.paper_grid(PAPER, "3", records, ours_only=True)
-    rows = [row for row, measured in zip(grid.rows, grid.measured, strict=True) if measured]
-    assert [row[0].text for row in rows] == ["baseline (stock Trainer)", "dense (our trainer)", "ReGATE"]
-    column = grid.heads.index("MVBench")
-    for row in rows:
-        runs = tables.runs_behind(records, row[column].runs, "3")
-        assert [run.seed for run in runs] == [0, 1]
+    found = [result(f"table4-internvl-{method}-s{seed}") for method in ("stock", "regate") for seed in (0, 1)]
+    runs = benchmark_tables.evaluated([*((one, "committed") for one in found), (result("mine"), "own")])
+    table = benchmark_tables.table("2", runs, records, PAPER)
+    grid = tables.layout_grid(table, benchmark_tables.layout("2"), 0)
+    column = grid.heads.index("VideoMME")
+    rows = {row[0].text: row for row in grid.rows if row[column].runs}
+    assert set(rows) == {"baseline (stock Trainer)", "ReGATE", "mine"}, "a guesser has no record"
+    scored = tables.evaluations_behind(runs, rows["ReGATE"][column].runs, "2")
+    assert [(run.method, run.seed) for run in scored] == [("regate", 0), ("regate", 1)]
+    assert tables.evaluations_behind(runs, rows["ReGATE"][column].runs, "4") == []
+    assert [run.name for run in tables.evaluations_behind(runs, rows["mine"][column].runs, "2")] == ["mine"]
+    assert "75.0" in dict(tables.result_details(scored[0].results["videomme"]))["Scores"]
+
+
+@pytest.mark.parametrize("number", ["4", "6"])
+@pytest.mark.parametrize("look", [LIGHT, DARK])
+def test_tables_are_pictures_too(number, look):
+    records = synthetic.committed(synthetic.runs(2))
+    build, layout = TABLES["4"]
+    grid = tables.layout_grid(build(records, PAPER), layout, 0) if number == "4" else tables.paper_grid(PAPER, number)
+    drawn = picture(grid, look, "Table <1>")
+    with Image.open(io.BytesIO(saved.png(drawn, 60))) as image:
+        assert image.convert("RGB").getpixel((1, 1)) == rgb(look.paper)
+    said = "".join(ElementTree.fromstring(saved.svg(drawn)).itertext())
+    assert "Table <1>" in said
+    for row in grid.rows:
+        assert row[0].text.split()[0] in said
 
 
 def test_a_link_of_another_checkout_fits_nothing():
