@@ -101,7 +101,7 @@ $(VENV)/.browser: $(VENV)/.installed
 	@test -x "$(CHROMIUM)" || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; \
 	  then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
 	  else echo "The browser tests need Chromium: install it (Debian: apt-get install chromium), or name it with CHROMIUM=." >&2; exit 1; fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,app,browser,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[browser]'
 	@touch $@
 
 test-app: $(VENV)/.browser ## the app in a real browser; screenshots go to runs/screenshots

@@ -15,6 +15,7 @@ import numpy as np
 
 from app.artefacts import Places, Problem
 from repro.attention_file import ArtefactError, StoredAttention, read, read_strip
+from repro.compare import student_name
 
 AGAIN = "`make artefacts` writes it again"
 
@@ -32,7 +33,8 @@ class Pair:
     @property
     def label(self) -> str:
         """How a menu calls it; no two are called the same."""
-        return f"{self.student}, seed {self.seed} ({self.origin})"
+
+        return f"{student_name(self.student)}, seed {self.seed}{'' if self.origin == 'committed' else ' (yours)'}"
 
     def stamps(self) -> tuple[int, ...]:
         """Times of its files."""

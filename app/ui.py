@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
+from PIL import Image
 
+from app.artefacts import Problem
 from app.views import theme
 from app.views.theme import LIGHT, Look
 
@@ -28,8 +32,7 @@ def head(title: str, about: str) -> None:
 
 def no_records(what: str, command: str = "make repro-table4", makes: str = "makes the first") -> None:
     """Where there is nothing to show yet: which command changes that."""
-    st.info(f"{what} This command {makes}:", icon=":material/terminal:")
-    st.code(command, language="bash")
+    st.info(f"{what} `{command}` {makes}.", icon=":material/terminal:")
 
 
 def problem(error: Exception) -> None:
@@ -42,6 +45,29 @@ def halves(name: str, widths: tuple[float, float] = (1, 1)) -> list[Any]:
     """Two columns side by side; one over the other on narrow windows (`views/style.py`)."""
     with st.container(key=f"halves-{name}"):
         return list(st.columns(widths, gap="large"))
+
+
+def clip(path: Path | None) -> None:
+    """The frames of a sample (`repro.attention_file.write_strip`), gaps between them; nothing where there are none."""
+    if path is None or not path.is_file():
+        return
+    try:
+        st.image(_apart(str(path), path.stat().st_mtime_ns, look().panel), width=760)
+    except OSError as error:
+        problem(Problem(f"{path}: no frames can be read from it ({error}); `make artefacts` writes it again"))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _apart(path: str, stamp: int, colour: str) -> bytes:
+    with Image.open(path) as image:
+        side, count = image.height, max(1, image.width // image.height)
+        gap = max(1, side // 24)
+        wide = Image.new("RGB", (count * (side + gap) - gap, side), colour)
+        for i in range(count):
+            wide.paste(image.crop((i * side, 0, (i + 1) * side, side)), (i * (side + gap), 0))
+    out = io.BytesIO()
+    wide.resize((2 * wide.width, 2 * side), Image.Resampling.NEAREST).save(out, "WEBP", lossless=True)
+    return out.getvalue()
 
 
 def figure(title: str, name: str, chart: Callable[[Look], Any], data: Callable[[], pd.DataFrame]) -> None:

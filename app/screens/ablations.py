@@ -56,7 +56,7 @@ def show_measured(name: str, records: list, benchmark: str) -> None:
     ui.figure("Measured", f"measured-{name}", lambda look: ablations.measured_chart(frame, axis, look), lambda: frame)
     st.caption(f"Accuracy on {benchmark} (micro students: on its twin), macro average over subtasks, mean over seeds; "
                "bars are 95 % intervals over questions.")  # fmt: skip
-    if frame.setting.nunique() > 1:
+    if ablations.several_settings(frame).any():
         st.caption("Settings differ in more than this axis: compare within one only.")
     if frame.value.nunique() < 2:
         ui.no_records("Records hold one value of this so far.", axis.command, "makes more")

@@ -14,7 +14,7 @@ from app import attention, data, ui
 from app.artefacts import Places, Problem
 from app.attention import Both, Live, Pair
 from app.views import attention as view
-from app.views import saved
+from app.views import frames, saved
 from app.views.attention import Chosen, Shown
 
 MEAN = "mean of all"
@@ -22,7 +22,6 @@ RUNS, OWN = "Runs", "Your own model and video"
 MEASURES = {"Pointing game": "pointing", "Attention in the box": "mass"}
 ENDINGS = ["mp4", "webm", "mkv", "mov", "avi", "gif"]
 FRAMES = (4, 8, 16, 32)
-DPI = 150  # of the picture on the page
 
 
 def page() -> None:
@@ -172,12 +171,12 @@ def show(shown: Shown, token: str, about: str, name: str) -> None:
     ui.export_files(
         "Attention on the frames",
         name,
-        lambda look: saved.png(view.picture(shown, look, smooth)),
-        lambda look: saved.svg(view.picture(shown, look, smooth)),
+        lambda look: saved.png(frames.picture(shown, look, smooth)),
+        lambda look: saved.svg(frames.picture(shown, look, smooth)),
         lambda: ui.to_csv(view.table(shown)),
     )
-    st.image(saved.png(view.picture(shown, ui.look(), smooth), DPI, margin=0.02), width="stretch")
-    drawn = len(view.frames_in_row(len(shown.frames)))
+    st.html(frames.html(*frames.strips(shown, ui.look(), smooth), f"attention when the model says {token.strip()}"))
+    drawn = len(frames.frames_in_row(len(shown.frames)))
     notes = [f"Attention when the model says **{view.plain(token.strip())}**, all models on one scale.", about]
     if drawn < len(shown.frames):
         notes.append(f"{drawn} of {len(shown.frames)} frames are drawn; the bars below show all.")

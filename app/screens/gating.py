@@ -47,8 +47,7 @@ def walk(traced: Traced, sample_id: int, every: float | None) -> None:
     combine = settings.get("combine", "convex")
     recorded = gate(answer, settings.get("lambda_", 0.5), visit.ratio, combine)
     with st.container(border=True):
-        if sample and sample.frames and sample.frames.is_file():
-            st.image(str(sample.frames), width=720)
+        ui.clip(sample.frames if sample else None)
         kind = "a dense step: everything kept" if visit.dense else f"ratio {visit.ratio:g}"
         st.html(
             tokens.strip_html(answer, recorded, look, "reference") + tokens.legend_html("reference")
@@ -61,6 +60,7 @@ def walk(traced: Traced, sample_id: int, every: float | None) -> None:
                           bind="query-params")  # fmt: skip
         ui.figure("Over training", "gating", lambda theme: gating.strip(history, theme, visit.step, by),
                   lambda: history)  # fmt: skip
+        st.caption("A block lasts from one visit of the sample to the next; before the first visit there is none.")
     with right:
         columns = st.columns(2)
         lambda_ = columns[0].slider("λ", 0.0, 1.0, float(settings.get("lambda_", 0.5)), 0.05, key="gate_lambda",

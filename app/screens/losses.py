@@ -220,8 +220,7 @@ def inspect(answer: Answer, note: str = "", frames: Path | None = None) -> None:
     ui.export_files("The answer, token by token", "tokens", lambda light: svg_to_png(picture(light)), picture,
                     lambda: ui.to_csv(values()))  # fmt: skip
     with st.container(border=True):
-        if frames is not None and frames.is_file():
-            st.image(str(frames), width=720)
+        ui.clip(frames)
         strip = tokens.strip_html(answer, gated, look, quantity, lambda_ranges(answer, ratio))
         st.html(strip + tokens.legend_html(quantity))
     if not answer.observed:

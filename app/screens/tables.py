@@ -62,16 +62,18 @@ def built(number: str, records: list[Record], scored: list[Evaluated], paper: di
          md=lambda: render.to_markdown(table, layout), tex=lambda: render.to_latex(table, layout))  # fmt: skip
     if not any(grids[0].measured):
         ui.no_records("No run of this table yet.", f"make repro-table{number}")
-    words = tables.notes(table, WORDS)
+    words = tables.sentences(table, WORDS)
     if words:
         st.subheader("In words", anchor=False)
-        st.markdown("\n".join(f"- {text}" for text in words))
+    for student, texts in words.items():
+        st.markdown(f"**{student}**\n" + "\n".join(f"- {text}" for text in texts))
     for part, grid in list(zip(layout.parts, grids, strict=True))[1:]:
         if grid.rows:
             with st.expander(part.title[0].upper() + part.title[1:]):
                 st.html(tables.to_html(grid, number))
     with st.expander("Notes"):
-        st.markdown("\n".join(f"- {note}" for note in tables.notes(table, NOTE)))
+        for texts in tables.sentences(table, NOTE).values():
+            st.markdown("\n".join(f"- {text}" for text in texts))
 
 
 def printed(number: str, paper: dict) -> None:
@@ -146,9 +148,9 @@ def show_records(runs: list[Record]) -> None:
 
 def facts(lines: list[tuple[str, str]]) -> None:
     """What to know at a glance, as a table of two columns."""
-    rows = "".join(f'<tr><th scope="row">{escape(a)}</th><td style="text-align:left">{escape(b)}</td></tr>'
+    rows = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>'
                    for a, b in lines)  # fmt: skip
-    st.html(f'<div class="rg-scroll"><table class="rg-table prose">{rows}</table></div>')
+    st.html(f'<div class="rg-scroll"><table class="rg-table prose facts">{rows}</table></div>')
 
 
 def as_json(name: str, values: dict) -> None:

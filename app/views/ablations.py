@@ -17,6 +17,7 @@ from repro.record import Record
 from repro.rows import LABELS
 
 OWN_BACKBONE = "its own backbone"
+DODGE = 0.02  # between lines at one value of an axis from 0 to 1
 COLUMNS = ["value", "accuracy", "low", "high", "seeds", "tokens", "setting", "records", "student"]
 
 
@@ -103,8 +104,9 @@ def measured(records: Sequence[Record], axis: Axis, benchmark: str) -> pd.DataFr
             "student": f"{student} · {scale} · {origin}",
         })  # fmt: skip
     frame = pd.DataFrame(lines, columns=COLUMNS)
-    numbers = all(isinstance(value, int | float) for value in frame.value)
-    return frame.sort_values(["student", "setting", "value"], ignore_index=True) if numbers else frame
+    known = list(LABELS.values())
+    frame["order"] = frame.value if _numbers(frame) else frame.value.map(lambda v: known.index(v) if v in known else 99)
+    return frame.sort_values(["student", "setting", "order"], kind="stable", ignore_index=True).drop(columns="order")
 
 
 def _rest(record: Record, axis: Axis) -> str:
@@ -143,16 +145,25 @@ def _size(value: Any) -> float:
     return float(found[-1]) if found else 0.0
 
 
+def several_settings(data: pd.DataFrame) -> pd.Series:
+    """For each line of `measured` whether its student has runs that differ in more than the axis."""
+    return data.groupby("student").setting.transform("nunique") > 1
+
+
 def measured_chart(data: pd.DataFrame, axis: Axis, look: Look) -> Layers:
     """Accuracy against the axis, with intervals over questions."""
-    settings = data.setting.nunique() > 1 or data.student.nunique() > 1
-    data = data.assign(line=data.student + (" · setting " + data.setting.astype(str) if settings else ""))
+    several = several_settings(data)
+    data = data.assign(line=data.student + (" · setting " + data.setting.astype(str)).where(several, ""))
+    data = _dodged(data)
     x = _x(data, axis)
     y = alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=5))
     colours = [look.kept, look.methods["random"], look.methods["loss_only"], look.methods["stock"]]
     lines = list(dict.fromkeys(data.line))
-    colour = alt.Color("line:N", scale=alt.Scale(domain=lines, range=[colours[i % 4] for i in range(len(lines))]))
+    scale = alt.Scale(domain=lines, range=[colours[i % 4] for i in range(len(lines))])
+    colour = alt.Color("line:N", scale=scale, legend=alt.Legend(columns=1, symbolOpacity=1))
     base = alt.Chart(data)
+    if not _numbers(data):
+        base = base.encode(xOffset=alt.XOffset("line:N", scale=alt.Scale(domain=lines)))
     layers = [
         base.mark_rule(strokeWidth=1.6).encode(x=x, y=alt.Y("low:Q", title="accuracy (%)"), y2="high:Q", color=colour),
         base.mark_point(filled=True, size=110, opacity=1).encode(
@@ -162,7 +173,7 @@ def measured_chart(data: pd.DataFrame, axis: Axis, look: Look) -> Layers:
                      alt.Tooltip("tokens:Q", format=",.0f"), alt.Tooltip("records:N")],
         ),
     ]  # fmt: skip
-    if data.value.map(lambda v: isinstance(v, int | float)).all() and len(data) > 1:
+    if _numbers(data) and len(data) > 1:
         layers.insert(0, base.mark_line(strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x, y=y, color=colour))
     return alt.layer(*layers).properties(height=280, width="container")
 
@@ -171,6 +182,7 @@ def published_chart(data: pd.DataFrame, axis: Axis, look: Look) -> Layers:
     """What the paper prints, one line a version."""
     names = list(dict.fromkeys(data.of))
     colour = alt.Color("of:N", scale=alt.Scale(domain=names, range=[look.methods["stock"], look.ink]))
+    data = data.assign(at=data.value)
     base = alt.Chart(data).encode(
         x=_x(data, axis),
         y=alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False, padding=14),
@@ -185,12 +197,24 @@ def published_chart(data: pd.DataFrame, axis: Axis, look: Look) -> Layers:
     return alt.layer(lines, points).properties(height=280, width="container")
 
 
+def _numbers(data: pd.DataFrame) -> bool:
+    return bool(data.value.map(lambda value: isinstance(value, int | float)).all())
+
+
+def _dodged(data: pd.DataFrame) -> pd.DataFrame:
+    """Lines beside each other where they stand at the same number: column `at`."""
+    if not _numbers(data):
+        return data.assign(at=data.value)
+    order = {line: i for i, line in enumerate(dict.fromkeys(data.line))}
+    return data.assign(at=data.value + (data.line.map(order) - (len(order) - 1) / 2) * DODGE)
+
+
 def _x(data: pd.DataFrame, axis: Axis) -> alt.X:
-    if data.value.map(lambda value: isinstance(value, int | float)).all():
+    if _numbers(data):
         scale = alt.Scale(domain=[0, 1], padding=16)
-        return alt.X("value:Q", title=axis.title, scale=scale, axis=alt.Axis(tickCount=5, grid=False))
+        return alt.X("at:Q", title=axis.title, scale=scale, axis=alt.Axis(tickCount=5, grid=False))
     # a label's part in brackets goes below it
     at = "indexof(datum.label, ' (')"
     lines = f"{at} < 0 ? datum.label : [slice(datum.label, 0, {at}), slice(datum.label, {at} + 1)]"
     shown = alt.Axis(labelAngle=0, labelLimit=180, grid=False, labelExpr=lines)
-    return alt.X("value:N", title=None, sort=list(dict.fromkeys(data.value)), axis=shown, scale=alt.Scale(padding=0.5))
+    return alt.X("at:N", title=None, sort=list(dict.fromkeys(data["at"])), axis=shown, scale=alt.Scale(padding=0.5))

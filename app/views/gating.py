@@ -52,8 +52,9 @@ def _decision(visit: Visit, kept: bool) -> str:
 
 
 def decision_colours(look: Look) -> dict[str, str]:
-    """Kept is dark, elided is bare paper: they differ in grey as well."""
-    return {"kept": look.kept, "elided": look.paper, "kept, dense step": blend(look.paper, look.kept, 0.35)}
+    """From kept to elided they fade: they differ in grey as well. Bare paper is before the first visit."""
+    dense = blend(look.paper, look.kept, 0.45)
+    return {"kept": look.kept, "elided": blend(look.paper, look.elided, 0.22), "kept, dense step": dense}
 
 
 def strip(data: pd.DataFrame, look: Look, now: int | None = None, by: str = "decision") -> Layers:

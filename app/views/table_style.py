@@ -13,7 +13,8 @@ def css(look: Look) -> str:
   border-bottom: 1px solid {look.line}; }}
 .rg-table tr > :first-child {{ position: sticky; left: 0; background: {look.paper}; }}
 .rg-table thead tr > :first-child {{ background: {look.panel}; }}
-.rg-table.prose td {{ text-align: left; white-space: normal; }}
+.rg-table.prose th, .rg-table.prose td {{ text-align: left; }}
+.rg-table.prose td:nth-child(n+3), .rg-table.facts td {{ white-space: normal; }}
 .rg-table tr > :first-child, .rg-table th:nth-child(2), .rg-table td:nth-child(2) {{ text-align: left; }}
 .rg-table thead th {{ color: {look.muted}; font-weight: 500; background: {look.panel}; }}
 .rg-table tbody th {{ font-weight: 400; }}

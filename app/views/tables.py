@@ -128,9 +128,13 @@ def _cell(text: str, cells: Cells, column: int, key: str) -> Shown:
     return Shown(text, tip, key if column > 1 and text != MISSING else "")
 
 
-def notes(table: pd.DataFrame, kind: str) -> list[str]:
-    """Sentences of a built table: what it says in words, or its notes."""
-    return list(dict.fromkeys(cell.text for cell in render.cells_of(table) if cell.column == kind))
+def sentences(table: pd.DataFrame, kind: str) -> dict[str, list[str]]:
+    """Sentences of a built table by student: what it says in words, or its notes (of no student)."""
+    found: dict[str, list[str]] = {}
+    for cell in render.cells_of(table):
+        if cell.column == kind and cell.text not in found.setdefault(cell.student, []):
+            found[cell.student].append(cell.text)
+    return found
 
 
 def paper_grid(published: Mapping[str, Any], number: str) -> Grid:

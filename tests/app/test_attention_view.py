@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from app import attention
 from app.artefacts import Places, Problem
 from app.views import attention as view
-from app.views import saved
+from app.views import frames, saved
 from app.views.attention import Chosen, Shown
 from app.views.theme import DARK, LIGHT
 from repro import attention_file
@@ -88,7 +88,7 @@ def test_the_table_holds_every_number_of_the_picture():
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_heat_stays_between_its_cells(rows, columns, height, width, smooth):
     cells = np.random.default_rng(rows * 10 + columns).random((rows, columns))
-    heat = view.spread(cells, (height, width), WHOLE, smooth)
+    heat = frames.spread(cells, (height, width), WHOLE, smooth)
     assert heat.shape == (height, width)
     assert heat.min() >= cells.min() - 1e-9
     assert heat.max() <= cells.max() + 1e-9
@@ -96,13 +96,13 @@ def test_heat_stays_between_its_cells(rows, columns, height, width, smooth):
 
 def test_heat_is_where_its_cell_is():
     cells = np.arange(6.0).reshape(2, 3)
-    flat = view.spread(cells, (20, 30), WHOLE, smooth=False)
+    flat = frames.spread(cells, (20, 30), WHOLE, smooth=False)
     np.testing.assert_array_equal(flat, np.kron(cells, np.ones((10, 10))))
-    smooth = view.spread(cells, (22, 33), WHOLE, smooth=True)
+    smooth = frames.spread(cells, (22, 33), WHOLE, smooth=True)
     assert smooth[5, 5] == pytest.approx(cells[0, 0])  # the middles of cells
     assert smooth[16, 27] == pytest.approx(cells[1, 2])
     assert smooth[5, 10] == pytest.approx(5 / 11)
-    padded = view.spread(np.pad(cells, 1, constant_values=-9), (20, 30), (-1 / 3, -1 / 2, 4 / 3, 3 / 2), smooth=False)
+    padded = frames.spread(np.pad(cells, 1, constant_values=-9), (20, 30), (-1 / 3, -1 / 2, 4 / 3, 3 / 2), smooth=False)
     np.testing.assert_array_equal(padded, flat)  # cells in the padding are beyond the frame
 
 
@@ -110,7 +110,7 @@ def test_the_picture_shows_heat_where_attention_is():
     weights = {"a": np.zeros((1, 2, 2)), "b": np.zeros((1, 2, 2))}
     weights["b"][0, 1, 0] = 0.5
     grey = Shown(np.full((1, 64, 64, 3), 128, np.uint8), weights, [(0,)], WHOLE)
-    figure = view.picture(grey, LIGHT, smooth=False)
+    figure = frames.picture(grey, LIGHT, smooth=False)
     images = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()][:4]
     assert len(images) == 4  # frames, a, b, difference
     rgb, a, b, change = images
@@ -127,7 +127,7 @@ def test_the_picture_shows_heat_where_attention_is():
 @pytest.mark.parametrize("look", [LIGHT, DARK])
 @pytest.mark.parametrize("count", [1, 2])
 def test_files_open(look, count):
-    figure = view.picture(shown(count), look)
+    figure = frames.picture(shown(count), look)
     with Image.open(io.BytesIO(saved.png(figure, 60))) as image:
         image.load()
         assert image.width > 500
@@ -137,15 +137,15 @@ def test_files_open(look, count):
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg")
     assert "RGB frames" in text
-    assert text == saved.svg(view.picture(shown(count), look))  # the same picture, the same file
+    assert text == saved.svg(frames.picture(shown(count), look))  # the same picture, the same file
 
 
 def test_long_videos_are_thinned_and_slow_ones_enlarged():
-    assert view.frames_in_row(8) == list(range(8))
-    assert view.frames_in_row(32) == [0, 4, 9, 13, 18, 22, 27, 31]
-    assert view.enlarge(np.zeros((64, 64, 3), np.uint8)).shape == (192, 192, 3)
-    assert view.enlarge(np.zeros((1080, 1920, 3), np.uint8)).shape == (192, 341, 3)
-    assert view.slice_of([(0, 1), (2, 3)], 3) == 1
+    assert frames.frames_in_row(8) == list(range(8))
+    assert frames.frames_in_row(32) == [0, 4, 9, 13, 18, 22, 27, 31]
+    assert frames.enlarge(np.zeros((64, 64, 3), np.uint8)).shape == (192, 192, 3)
+    assert frames.enlarge(np.zeros((1080, 1920, 3), np.uint8)).shape == (192, 341, 3)
+    assert frames.slice_of([(0, 1), (2, 3)], 3) == 1
 
 
 # --- words ---
@@ -308,7 +308,7 @@ def test_a_model_of_your_own_on_a_file(checkpoint, tmp_path):
     assert live.frames.shape == (4, 32, 48, 3)
     assert live.weights.shape[2:] == (len(live.tokens), 4, 2, 2)
     assert live.sinks is not None
-    figure = view.picture(Shown(live.frames, {"m": view.look_at(live.weights, live.sinks, Chosen(0))}, live.slices,
+    figure = frames.picture(Shown(live.frames, {"m": view.look_at(live.weights, live.sinks, Chosen(0))}, live.slices,
                                 live.extent), LIGHT)  # fmt: skip
     assert saved.png(figure, 40)
     short = attention.attend(model, processor, path, "clip.mp4", "What?", "Yes", 4)

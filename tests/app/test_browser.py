@@ -4,8 +4,10 @@ Every page opened by `new_page` fails its test on a console error or a request t
 """
 
 import io
+import itertools
 import json
 import re
+import socket
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.app.support import REGATE, ROOT, settle, shoot
+from tests.media_files import write_video
 
 pytestmark = pytest.mark.browser
 
@@ -51,7 +54,7 @@ def eventually(page, holds) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_pages_open_in_both_looks_and_widths(new_page, screenshots, path):
-    for width, scheme in ((1280, "light"), (768, "dark")):
+    for width, scheme in itertools.product((1280, 768), ("light", "dark")):
         page = new_page(path, width, scheme)
         assert page.get_by_role("heading", level=2).first.inner_text() == PAGES[path]
         assert page.get_by_text("Traceback").count() == 0
@@ -143,28 +146,33 @@ def test_play_walks_through_training(new_page):
     assert end in seen
 
 
-@pytest.mark.parametrize(
-    ("path", "names"),
-    [("", ("tokens", "losses")), ("gating", ("gating", "teacher-student")), ("efficiency", ("efficiency-tokens",))],
-)
-def test_exports_open(new_page, path, names):
+@pytest.mark.parametrize("path", PAGES)
+def test_everything_can_be_downloaded_and_opens(new_page, path):
     page = new_page(path)
-    for name in names:
-        for kind in ("PNG", "SVG", "CSV"):
-            button = page.locator(f".st-key-export-{name}-{kind}").get_by_role("button")
-            with page.expect_download() as waiting:
-                button.click()
-            download = waiting.value
-            assert download.suggested_filename == f"{name}.{kind.lower()}"
-            raw = download.path().read_bytes()
-            if kind == "PNG":
-                picture = Image.open(io.BytesIO(raw))
-                assert picture.width > 800
-                assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 4
-            elif kind == "SVG":
-                assert ElementTree.fromstring(raw).tag.endswith("svg")
-            else:
-                assert len(pd.read_csv(io.BytesIO(raw))) > 4
+    buttons = page.locator("[class*='st-key-export-']").get_by_role("button")
+    kinds = {kind: 0 for kind in ("png", "svg", "csv", "md", "tex")}
+    for i in range(buttons.count()):
+        with page.expect_download() as waiting:
+            buttons.nth(i).click()
+        kind = waiting.value.suggested_filename.rsplit(".", 1)[1]
+        kinds[kind] += 1
+        assert_opens(waiting.value.path().read_bytes(), kind)
+    figures = page.get_by_test_id("stVegaLiteChart").count()
+    assert kinds["png"] == kinds["svg"] == kinds["csv"] >= max(1, figures), kinds
+
+
+def assert_opens(raw: bytes, kind: str) -> None:
+    """A downloaded file is what its name says, and not empty."""
+    if kind == "png":
+        picture = Image.open(io.BytesIO(raw))
+        assert picture.width > 800
+        assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 4
+    elif kind == "svg":
+        assert ElementTree.fromstring(raw).tag.endswith("svg")
+    elif kind == "csv":
+        assert len(pd.read_csv(io.BytesIO(raw))) > 1
+    else:
+        assert len(raw.decode().splitlines()) > 10
 
 
 def test_an_upload_is_scored_and_a_damaged_one_is_refused(new_page, tmp_path):
@@ -183,6 +191,44 @@ def test_an_upload_is_scored_and_a_damaged_one_is_refused(new_page, tmp_path):
     page.get_by_text("broken.json: no valid JSON").wait_for()
     page.get_by_role("link", name="Tables").click()
     page.get_by_role("heading", level=2, name="Tables").wait_for()
+
+
+def show_attention(page, video, checkpoint=None) -> None:
+    """Fills in the form of the attention page."""
+    if checkpoint:
+        page.get_by_role("textbox", name="Checkpoint", exact=True).fill(checkpoint)
+    page.locator("input[type=file]").set_input_files(video)
+    page.get_by_role("textbox", name="Answer").fill("a small red ball slides left , then hops .")
+    settle(page)
+    page.get_by_role("button", name="Show attention").click()
+
+
+def test_a_video_is_looked_into_and_what_cannot_be_is_named(new_page, screenshots, tmp_path):
+    page = new_page("attention?whose=Your+own+model+and+video")
+    video = write_video(tmp_path / "holiday.mp4", frames=16)
+    show_attention(page, video)
+    page.get_by_role("img", name=re.compile("^internvl: attention when the model says")).wait_for()
+    settle(page)
+    shoot(page, screenshots / "own-video.png")
+
+    for what, words in (({"checkpoint": "/nowhere/model"}, "/nowhere/model: no such folder"), ({}, "damaged.mp4")):
+        page = new_page("attention?whose=Your+own+model+and+video")
+        (tmp_path / "damaged.mp4").write_bytes(video.read_bytes()[:400])
+        show_attention(page, tmp_path / "damaged.mp4" if not what else video, **what)
+        page.get_by_test_id("stAlert").get_by_text(words).wait_for()
+        page.get_by_role("button", name="Show attention").wait_for()  # the page goes on
+
+
+def test_no_other_machine_is_answered(server):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("192.0.2.1", 9))  # sends nothing: asks which address would be used
+        except OSError:
+            pytest.skip("this machine has no address but localhost")
+        address = outward.getsockname()[0]
+    with pytest.raises(ConnectionRefusedError), socket.socket() as caller:
+        caller.settimeout(5)
+        caller.connect((address, int(server.rsplit(":", 1)[1])))
 
 
 def test_two_gigabytes_are_refused_before_they_are_sent(new_page, tmp_path):
