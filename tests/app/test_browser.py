@@ -150,7 +150,7 @@ def test_play_walks_through_training(new_page):
 def test_everything_can_be_downloaded_and_opens(new_page, path):
     page = new_page(path)
     buttons = page.locator("[class*='st-key-export-']").get_by_role("button")
-    kinds = {kind: 0 for kind in ("png", "svg", "csv", "md", "tex")}
+    kinds = dict.fromkeys(("png", "svg", "csv", "md", "tex"), 0)
     for i in range(buttons.count()):
         with page.expect_download() as waiting:
             buttons.nth(i).click()
@@ -226,9 +226,8 @@ def test_no_other_machine_is_answered(server):
         except OSError:
             pytest.skip("this machine has no address but localhost")
         address = outward.getsockname()[0]
-    with pytest.raises(ConnectionRefusedError), socket.socket() as caller:
-        caller.settimeout(5)
-        caller.connect((address, int(server.rsplit(":", 1)[1])))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address, int(server.rsplit(":", 1)[1])), timeout=5)
 
 
 def test_two_gigabytes_are_refused_before_they_are_sent(new_page, tmp_path):
