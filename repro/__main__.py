@@ -1,4 +1,4 @@
-"""`python -m repro table4|all|benchmarks|calibrate|plan|run|bench|world-check`: what the Makefile's targets call."""
+"""`python -m repro table4|all|benchmarks|calibrate|plan|run|artefacts|bench|world-check`: what the Makefile's targets call."""
 
 import dataclasses
 import os
@@ -138,6 +138,14 @@ class Bench:
 
 
 @dataclass
+class Artefacts:
+    """What the app shows of finished runs beyond their records: texts of traces, attention maps, grounding scores."""
+
+    runs: Path = Path("runs")
+    """Where the runs and their records are."""
+
+
+@dataclass
 class WorldCheck:
     """Can gates differ in this world? Prints what the design asks for, and exits 1 if it does not hold."""
 
@@ -237,7 +245,7 @@ def bench(args: Bench) -> int:
 def main() -> int:
     """Entry point; returns the exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    commands = Table4 | All | Benchmarks | Calibrate | Plan | Run | Bench | WorldCheck
+    commands = Table4 | All | Benchmarks | Calibrate | Plan | Run | Artefacts | Bench | WorldCheck
     command = tyro.cli(commands, prog="python -m repro", description=__doc__)  # type: ignore[arg-type]
     if isinstance(command, Plan):
         return plan(command)
@@ -251,6 +259,10 @@ def main() -> int:
         return benchmark_table(command.table, command.students, command.seeds, command.runs, command.count)
     if isinstance(command, Bench):
         return bench(command)
+    if isinstance(command, Artefacts):
+        from repro import artefacts
+
+        return artefacts.main(command.runs)
     if isinstance(command, WorldCheck):
         from repro.world_check import world_check
 

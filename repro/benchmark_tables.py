@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eval.results import Result
+from eval import results as evaluations
+from eval.results import Result, ResultError
 from repro import render, stats
 from repro.compare import BASELINE, student_name
 from repro.record import Record
@@ -92,6 +93,13 @@ def run_name(result: Result) -> str:
     """The run whose checkpoint was evaluated, or the checkpoint's own name."""
     folder = Path(result.checkpoint["path"])
     return folder.parent.name if folder.name == "final" else folder.name
+
+
+def find(results: Path, runs: Path) -> tuple[list[tuple[Result, str]], list[ResultError]]:
+    """Results below ``results/evaluations`` and ``runs/eval`` with their origin, and what is wrong with other files."""
+    committed, unfit = evaluations.load(results / "evaluations")
+    own, broken = evaluations.load(runs / "eval")
+    return [(r, "committed") for r in committed] + [(r, "own") for r in own], unfit + broken
 
 
 def evaluated(results: Sequence[tuple[Result, str]]) -> list[Evaluated]:

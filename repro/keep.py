@@ -1,4 +1,4 @@
-"""`make keep`: runs that are worth committing go from ``runs/`` to ``results/``: records, traces, benchmark results.
+"""`make keep`: runs that are worth committing go from ``runs/`` to ``results/``: records, traces, artefacts, results.
 
 Only what a clean tree at a known commit made is taken (`record.write` refuses others), and only traces that still have
 the hash that their record names.
@@ -14,7 +14,9 @@ from pathlib import Path
 from eval import results as evaluations
 from repro.bench import record as bench_record
 from repro.benchmark_tables import run_name
-from repro.record import RecordError, load, write
+from repro.record import Record, RecordError, load, write
+
+MANIFEST = "artefacts.json"
 
 
 def keep(runs: Path, results: Path) -> list[Path]:
@@ -26,14 +28,10 @@ def keep(runs: Path, results: Path) -> list[Path]:
     for record in records:
         written.append(write(record, results / "records"))
         trace = record.artefacts.get("trace")
-        if trace:
-            source, target = runs / trace["path"], results / "artefacts" / trace["path"]
-            found = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "no file"
-            if found != trace["sha256"]:
-                raise RecordError("artefacts.trace", found, trace["sha256"], "run the recipe again", source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            written.append(target)
+        files = {trace["path"]: trace["sha256"]} if trace else {}
+        files |= _listed(record, runs)
+        for path, expected in files.items():
+            written.append(_copy(runs / path, results / "artefacts" / path, expected))
     return [
         *written,
         *keep_calibrations(runs / "calibration", results / "calibration"),
@@ -76,6 +74,37 @@ def keep_results(runs: Path, kept: Path) -> list[Path]:
         evaluations.write(result, path)
         written.append(path)
     return written
+
+
+def _listed(record: Record, runs: Path) -> dict[str, str]:
+    """Path below ``runs`` -> sha256 of the files that the run's `artefacts.json` lists, itself included."""
+    path = runs / record.name / MANIFEST
+    if not path.is_file():
+        return {}
+    todo = "run `make artefacts` again, from a clean tree"
+    try:
+        about = json.loads(path.read_bytes())
+        made, files, of = about["made"], dict(about["files"]), about["record"]
+        clean = made["commit"] is not None and made["dirty"] is False
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError("artefacts.json", f"{type(error).__name__}: {error}", "a list of files", todo, path) from None
+    expected = {"config_hash": record.config_hash, "artefacts": record.artefacts}
+    if of != expected:
+        raise RecordError("record", of, f"{expected}: they were made of another run", todo, path)
+    if not clean:
+        raise RecordError("made", made, "a clean tree of a known commit", todo, path)
+    itself = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {f"{record.name}/{name}": digest for name, digest in [*files.items(), (MANIFEST, itself)]}
+
+
+def _copy(source: Path, target: Path, expected: str) -> Path:
+    """Copies a file that has the expected sha256."""
+    found = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "no file"
+    if found != expected:
+        raise RecordError(f"artefacts.{source.stem}", found, expected, "run the recipe again", source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The README's example runs as printed, in a folder that holds nothing but the prepared students."""
+"""The README's example and the app's run as printed, in a folder that holds nothing but the prepared students."""
 
 import os
 import re
@@ -11,7 +11,8 @@ import pytest
 from regate.accounting import read_steps
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+PAGES = "".join((ROOT / name).read_text() for name in ("README.md", "docs/app.md"))
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGES, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
