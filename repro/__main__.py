@@ -1,4 +1,4 @@
-"""`python -m repro table4|all|benchmarks|calibrate|plan|run|artefacts|bench|world-check`: what the Makefile's targets call."""
+"""`python -m repro COMMAND`: what the Makefile's targets call. `--help` lists the commands."""
 
 import dataclasses
 import os
