@@ -7,7 +7,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"regate": {"regate"}, "eval": {"eval", "regate"}, "repro": {"repro", "eval", "regate"}}
-TORCH_FREE = ("record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render")
+TORCH_FREE = (
+    "record",
+    "stats",
+    "tables",
+    "figures",
+    "curve",
+    "measured",
+    "compare",
+    "rows",
+    "render",
+    "variants",
+    "timing",
+    "variant_tables",
+    "budgets",
+    "by_tag",
+    "readme",
+    "drawing",
+    "variant_figures",
+)
 
 
 def imported(path: Path) -> set[str]:
