@@ -28,6 +28,7 @@ from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
 from repro.rows import Published, measured_group, published_rows
 from repro.stats import with_half_width
 from repro.variant_tables import variant_table
+from repro.variants import VARIANTS
 
 
 def read_published(path: str | Path = "results/published.json") -> Published:
@@ -196,7 +197,7 @@ def files(
             found |= _printed(number, table, benchmark_tables.layout(number))
     alone, alike = timing.timed_alone(records, costs), timing.timed_alike(records, costs)
     for number, (build, layout) in TABLES.items():
-        if any(compare.in_table(record, number) for record in records):
+        if any(compare.in_table(r, number) and (number == "4" or r.method in VARIANTS) for r in records):
             found |= _printed(number, build(alone if number == "4" else alike, published), layout)
     if any(record.by_tag for record in records):
         found |= _printed("tokens_by_kind", by_tag.by_tag_table(records, published), by_tag.LAYOUT)

@@ -14,7 +14,8 @@ ALLOWED = {
 }
 TORCH_FREE = (
     "record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render", "attention_file",
-    "benchmark_tables",
+    "benchmark_tables", "variants", "timing", "variant_tables", "budgets", "by_tag", "readme", "drawing",
+    "variant_figures",
 )  # fmt: skip
 
 

@@ -146,7 +146,7 @@ class TestResume:
             assert torch.equal(weights(second)[name], weight), name
         assert torch.equal(bits(second.buffer.ema), bits(whole.buffer.ema))
         assert torch.equal(second.buffer.mark, whole.buffer.mark)
-        drop = ("seconds", "peak_memory_bytes")
+        drop = ("seconds", "data_seconds", "peak_memory_bytes")
         logs = [
             [{k: v for k, v in s.items() if k not in drop} for s in read_steps(tmp_path / d / "steps.jsonl")]
             for d in ("whole", "parts")
