@@ -92,10 +92,10 @@ students: setup ## the prepared students; REBUILD=1 makes them anew
 teachers: setup ## text-only teachers of other capacity; REBUILD=1 makes them anew
 	$(BIN)/python -m repro.teachers $(if $(REBUILD),--rebuild)
 
-bench: setup ## our steps against the stock Trainer's, TRL's and rivals, in turn: half an hour alone on two cores; DEVICE=cuda
+bench: setup ## our steps against the stock Trainer's, TRL's and rivals, in turn: about half an hour alone on two cores; DEVICE=cuda
 	$(BIN)/python -m repro bench --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
-bench-scaling: setup ## how time and memory grow with length, ratio, batch, vocabulary, samples: 15 minutes on two cores
+bench-scaling: setup ## how time and memory grow with length, ratio, batch, vocabulary, samples
 	$(BIN)/python -m repro bench --scaling --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m repro.bench.plots --runs $(RUNS)
 

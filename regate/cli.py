@@ -77,14 +77,26 @@ class Train:
     """F: dense steps at the head of each cycle."""
     gate_warmup_steps: int = 100
     """Dense steps before the first cycle."""
+    keep_ratio_final: float | None = None
+    """Beyond the paper: the share kept in sparse steps moves from --keep-ratio to this one over the run."""
+    gate_cooldown_steps: int = 0
+    """Beyond the paper: dense steps at the end of the run."""
+    visual_keep_ratio: float = 1.0
+    """Beyond the paper: share of visual positions computed in sparse steps, drawn at random."""
     beta: float = 0.9
     """Decay of the student's running loss."""
     combine: Literal["convex", "additive"] = "convex"
     """(1 - lambda) m + lambda l_ref, or m + lambda l_ref."""
-    active_set: Literal["predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised"] = "predictors"
+    active_set: Literal["predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised", "prefix"] = "predictors"
     """Which answer positions are computed for the kept targets."""
     policy: str = "regate"
     """What chooses targets: regate, dense (all), random, loss_only (nothing is elided)."""
+    attention_path: Literal["auto", "padded", "packed", "flex"] = "auto"
+    """How attention runs on the computed positions (docs/gpu.md)."""
+    loss_path: Literal["auto", "logits", "chunked", "liger", "cce"] = "auto"
+    """How losses come out of the head (docs/gpu.md)."""
+    compile_decoder: bool = False
+    """torch.compile the decoder, once for all lengths."""
     teacher: str | None = None
     """Accept reference losses of the teacher with this fingerprint. Left out: of the teacher that `regate reference`
     was given, or else of the model's own language backbone."""

@@ -5,10 +5,12 @@ otherwise. A video with fewer frames than that is read whole, and its last frame
 read as if it were all of the video.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ import datasets
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Decode on rather than seek while the next wanted frame is this near.
@@ -144,7 +146,7 @@ def read_image(path: str | Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise _error(path, "an empty file", expected)
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as image, _whole_images():
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode in ("P", "LA", "PA"):
@@ -152,6 +154,20 @@ def read_image(path: str | Path) -> Image.Image:
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
+
+
+_PILLOW = threading.Lock()
+
+
+@contextlib.contextmanager
+def _whole_images() -> Iterator[None]:
+    """Pillow raises on a truncated file inside, whatever others told it: importing lmms-eval tells it to fill up."""
+    with _PILLOW:
+        told, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = told
 
 
 def keep_bytes(data: bytes, name: str | None = None) -> str:
