@@ -87,7 +87,9 @@ class Train:
     """Decay of the student's running loss."""
     combine: Literal["convex", "additive"] = "convex"
     """(1 - lambda) m + lambda l_ref, or m + lambda l_ref."""
-    active_set: Literal["predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised", "prefix"] = "predictors"
+    active_set: Literal["predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised", "prefix"] = (
+        "predictors"
+    )
     """Which answer positions are computed for the kept targets."""
     policy: str = "regate"
     """What chooses targets: regate, dense (all), random, loss_only (nothing is elided)."""
