@@ -54,7 +54,6 @@ for engine in ("ddp", "fsdp2"):
     for name, gradient in theirs[1].items():  # the engines average over ranks
         scale = gradient.abs().max().item()
         torch.testing.assert_close(2 * ours[1][name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name)
-    print(engine, "is equal")
 dist.destroy_process_group()
 """
 
@@ -65,5 +64,3 @@ def test_two_ranks_with_a_chunked_head(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*command, str(script), str(ROOT)], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    for engine in ("ddp", "fsdp2"):
-        assert done.stdout.count(f"{engine} is equal") == 2
