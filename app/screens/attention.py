@@ -18,6 +18,7 @@ from app.views import frames, saved
 from app.views.attention import Chosen, Shown
 
 MEAN = "mean of all"
+WHICH = "Students whose visual tokens have a place in a frame. VideoChat2's have none: each has looked at all frames."
 RUNS, OWN = "Runs", "Your own model and video"
 MEASURES = {"Pointing game": "pointing", "Attention in the box": "mass"}
 ENDINGS = ["mp4", "webm", "mkv", "mov", "avi", "gif"]
@@ -58,7 +59,7 @@ def runs() -> None:
         return
     pairs = {pair.label: pair for pair in found}
     left, right = st.columns([2, 5])
-    pair = pairs[left.selectbox("Student", list(pairs), key="pair", bind="query-params")]
+    pair = pairs[left.selectbox("Student", list(pairs), key="pair", bind="query-params", help=WHICH)]
     both = _both(pair.label, pair.stamps(), pair)
     clips = {_title(i, one.clip.answer): i for i, one in enumerate(both.regate.clips)}
     index = clips[right.selectbox("Clip of the test set", list(clips), key="clip", bind="query-params")]

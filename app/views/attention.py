@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from app.views.theme import Look
+from app.views.tokens import shown as visible
 
 METHODS = {"stock": "Standard FT", "regate": "ReGATE"}
 
@@ -203,7 +204,7 @@ def token_labels(tokens: Sequence[str], named: Sequence[int | None]) -> list[str
     seen: dict[str, int] = {}
     labels = []
     for token, owner in zip(tokens, named, strict=True):
-        text = token.strip() or repr(token)[1:-1]
+        text = visible(token)
         seen[text] = seen.get(text, 0) + 1
         label = f"**{plain(text)}**" if owner is not None else plain(text)
         labels.append(label + (str(seen[text]).translate(_BELOW) if seen[text] > 1 else ""))

@@ -11,6 +11,7 @@ def css(look: Look) -> str:
 .stMainBlockContainer h2 {{ padding-bottom: .1rem; letter-spacing: -.01em; }}
 [data-testid="stMetricLabel"] p {{ color: {look.muted}; font-size: .84rem; }}
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {{ color: {look.muted}; opacity: 1; }}
+[data-testid^="stBaseButton-primary"] {{ color: {look.paper}; }}
 .rg-note {{ color: {look.muted}; font-size: .88rem; line-height: 1.5; margin: .3rem 0 0; }}
 @media (max-width: 1000px) {{
   [class*="st-key-halves-"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"],
