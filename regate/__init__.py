@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regate.config import ReGateConfig
     from regate.decoder import UnsupportedModel
+    from regate.dependence import add_visual_dependence
     from regate.elision import Elision
     from regate.gate import POLICIES, Policy
     from regate.reference_column import add_reference_losses
@@ -25,6 +26,7 @@ __all__ = [
     "ReGateTrainer",
     "UnsupportedModel",
     "add_reference_losses",
+    "add_visual_dependence",
 ]
 _HOMES = {
     "ReGateConfig": "config",
@@ -33,6 +35,7 @@ _HOMES = {
     "POLICIES": "gate",
     "Policy": "gate",
     "add_reference_losses": "reference_column",
+    "add_visual_dependence": "dependence",
     "ReGateTrainer": "trainer",
 }
 

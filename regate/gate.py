@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regate.scoring import IGNORE, active_positions, count_kept, difficulty, hashes, ordinals, select, shift_labels
+from regate.scoring import (
+    IGNORE,
+    active_positions,
+    count_kept,
+    difficulty,
+    draw,
+    hashes,
+    inclusion,
+    ordinals,
+    select,
+    shift_labels,
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,19 @@ class Policy:
 
     ``shares`` (signals, score [B, L], candidate [B, L], ratio) -> ratio of each row, float [B], of about the same mean;
     None: the same for all.
+
+    With ``drawn`` targets are drawn with probabilities proportional to their score, in place of the highest ones, and
+    each loss is weighted with the inverse of its probability: the step's loss is the dense one in expectation.
+    ``measure`` is what the column ``reference_losses`` must hold: the teacher's ``loss``, or ``dependence`` (how much
+    the video changes the prediction, :func:`regate.add_visual_dependence`).
     """
 
     score: Callable[[Signals], Tensor] | None  # None: always dense
     elides: bool = True
     needs_reference: bool = True
     shares: Callable[[Signals, Tensor, Tensor, float], Tensor] | None = None
+    drawn: bool = False
+    measure: str = "loss"
 
 
 def _difficulty(s: Signals) -> Tensor:
@@ -48,6 +66,18 @@ def _difficulty(s: Signals) -> Tensor:
 
 def _random(s: Signals) -> Tensor:
     return hashes(s.seed, torch.full_like(s.sample, s.step), s.sample, s.ordinal).double()
+
+
+FLOOR = 0.2
+"""Nats added to the difficulty of a target that is drawn: bounds the weight that a rare one gets."""
+
+
+def _floored(s: Signals) -> Tensor:
+    return _difficulty(s) + FLOOR
+
+
+def _reference(s: Signals) -> Tensor:
+    return s.reference
 
 
 CHUNK = 8
@@ -103,7 +133,12 @@ POLICIES: dict[str, Policy] = {
     "random": Policy(_random, needs_reference=False),
     # RHO-1 style: the same scores gate the loss, everything is computed.
     "loss_only": Policy(_difficulty, elides=False),
-    # Beyond the paper.
+    # Beyond the paper. Scores that read a target's own loss prefer surprising labels: what is left of each slot is its
+    # unlikely values, and the student learns those too often. Drawing with weights takes that bias away; dependence
+    # looks at predictions and never at labels.
+    "drawn": Policy(_floored, drawn=True),
+    "dependence": Policy(_reference, measure="dependence"),
+    "dependence_loss_only": Policy(_reference, elides=False, measure="dependence"),
     "chunks": Policy(_chunks),  # runs of targets, so that most contexts near a kept one are whole
     "earliest": Policy(_earliest, needs_reference=False, shares=_any_length),  # the answer up to a random place
     "mixed": Policy(_difficulty, shares=_some_rows_dense),  # every sparse step sees some whole answers
@@ -124,6 +159,7 @@ class Gate:
     score: Tensor | None  # float [B, L]; None in a dense step
     elides: bool  # whether the decoder runs on ``active`` only
     ratio: float
+    weight: Tensor | None = None  # float64 [B, L]: of each supervised target's loss; None: 1 for all
 
 
 def decide(
@@ -177,10 +213,16 @@ def _decide_targets(
         )
     tie = hashes(signals.seed, signals.sample, signals.ordinal)
     shares = ratio if policy.shares is None else policy.shares(signals, score, candidate, ratio)
-    chosen = select(score, candidate, shares, tie)
+    weight = None
+    if policy.drawn:
+        probability = inclusion(score, candidate, shares)
+        chosen = draw(probability, candidate, _uniform(signals))
+        weight = torch.where(chosen, 1 / probability, 1.0)
+    else:
+        chosen = select(score, candidate, shares, tie)
     kept = chosen | (target & ~candidate)
     if not policy.elides:
-        return Gate(target, candidate, kept, kept, attended, score, False, ratio)
+        return Gate(target, candidate, kept, kept, attended, score, False, ratio, weight)
     special = torch.isin(labels, special_ids) & (labels != IGNORE)
     # A marker ends the answer: what reaches up to it leaves nothing out.
     reaching = chosen if active_set == "prefix" else kept
@@ -188,7 +230,7 @@ def _decide_targets(
     # Where the predictor of a kept target is elided, variant (a) predicts from the embedding that passed through;
     # variant (b), and a marker behind a prefix, have nothing to predict from.
     supervised = kept & active if active_set in ("kept-unsupervised", "prefix") else kept
-    return Gate(target, candidate, kept, supervised, active, score, True, ratio)
+    return Gate(target, candidate, kept, supervised, active, score, True, ratio, weight)
 
 
 def signals_of(

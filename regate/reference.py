@@ -66,6 +66,21 @@ class TextTeacher:
 
         Returns float32 [number of targets that have a predictor] for each row, in nats. Call inside :meth:`frozen`.
         """
+        states, wanted, counts = self.states(rows)
+        losses = [
+            nn.functional.cross_entropy(self.head(s).float(), w, reduction="none")
+            for s, w in zip(states.split(self.chunk), wanted.split(self.chunk), strict=True)
+        ]
+        return list(torch.cat(losses).cpu().split(counts))
+
+    @property
+    def chunk(self) -> int:
+        """Rows of logits that are computed at once."""
+        return max(1, _LOGITS_AT_ONCE // self.decoder.config.vocab_size)
+
+    def states(self, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[int]]:
+        """Hidden states [N, D] that predict the targets of ``rows``, row by row, the targets int64 [N], and how many of
+        them are each row's. Call inside :meth:`frozen`."""
         device = self.head.weight.device
         input_ids, labels, real = (t.to(device) for t in _pad(rows))  # [B, L]
         shifted = shift_labels(labels)
@@ -83,14 +98,7 @@ class TextTeacher:
         active = real if self.attend_placeholders else real & (~placeholder | target)
         layout, inputs = compact_inputs(self.decoder, {"input_ids": input_ids}, active)
         hidden = self.decoder(**inputs, use_cache=False).last_hidden_state  # [B, M, D]
-        states = hidden[layout.gather(target) & layout.real]  # [N, D], row by row
-        wanted = shifted[target]  # [N]
-        chunk = max(1, _LOGITS_AT_ONCE // self.decoder.config.vocab_size)
-        losses = [
-            nn.functional.cross_entropy(self.head(s).float(), w, reduction="none")
-            for s, w in zip(states.split(chunk), wanted.split(chunk), strict=True)
-        ]
-        return list(torch.cat(losses).cpu().split(target.sum(dim=1).tolist()))
+        return hidden[layout.gather(target) & layout.real], shifted[target], target.sum(dim=1).tolist()
 
 
 _WRAPPERS = ("base_layer", "original_module")  # PEFT's names for what it wraps

@@ -147,7 +147,7 @@ def check_reference(dataset: datasets.Dataset, expected: dict[str, str]) -> np.n
     origins = pc.unique(table["reference_id"]).to_pylist()
     if len(origins) != 1:
         raise ValueError(f"the reference losses are of {len(origins)} origins: {origins[:3]}. {_REBUILD}")
-    found = dict(part.split("=", 1) for part in origins[0].split(";"))
+    found = {"measure": "loss"} | dict(part.split("=", 1) for part in origins[0].split(";"))
     for name, value in expected.items():
         if name in found and found[name] != value:
             hint = (

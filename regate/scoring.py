@@ -92,6 +92,34 @@ def select(score: Tensor, candidate: Tensor, ratio: float | Tensor, tie: Tensor)
     return candidate & (rank < count_kept(candidate.sum(1), ratio)[:, None])
 
 
+def inclusion(weight: Tensor, candidate: Tensor, ratio: float | Tensor) -> Tensor:
+    """Probabilities of being drawn: proportional to ``weight``, at most 1, adding up to each row's ``ceil(ratio * n)``.
+
+    weight float [B, L] >= 0, candidate bool [B, L], ratio a number or [B] -> float64 [B, L], 0 where no candidate.
+    Those whose share would exceed 1 are certain, and the others share what is left.
+    """
+    w = weight.double().clamp(min=1e-12).masked_fill(~candidate, 0)
+    number = count_kept(candidate.sum(1), ratio)[:, None]  # [B, 1]
+    top, order = w.sort(dim=1, descending=True)
+    rest = top.flip(1).cumsum(1).flip(1)  # [B, L], weight from each rank on
+    rank = torch.arange(w.shape[1], device=w.device)
+    certain = ((number - rank) * top >= rest) & (rank < number)
+    count = certain.long().cumprod(1).sum(1, keepdim=True)  # [B, 1], a first part of the ranks
+    left = top.masked_fill(rank < count, 0).sum(1, keepdim=True).clamp(min=1e-300)
+    probability = torch.where(rank < count, 1.0, (number - count) * top / left)
+    return torch.zeros_like(w).scatter(1, order, probability).masked_fill(~candidate, 0).clamp(max=1)
+
+
+def draw(probability: Tensor, candidate: Tensor, start: Tensor) -> Tensor:
+    """Systematic sampling: each candidate is drawn with its ``probability`` [B, L], spread evenly over the row.
+
+    start float64 [B] in [0, 1), the row's only randomness -> bool [B, L], as many per row as its probabilities add up
+    to.
+    """
+    upto = probability.cumsum(1) + start[:, None]
+    return candidate & ((upto.floor() > (upto - probability).floor()) | (probability >= 1))
+
+
 def active_positions(
     labels: Tensor, attended: Tensor, special: Tensor, kept: Tensor, active_set: str = "predictors"
 ) -> Tensor:

@@ -164,6 +164,8 @@ class ReGateTrainer(SafeTrainer):
         expected = {"teacher": self.args.teacher} if self.args.teacher else {}
         if not self.args.teacher and self.policy.needs_reference:
             expected["teacher"] = weights_fingerprint(self.model.get_decoder(), self.model.get_output_embeddings())
+        if self.policy.needs_reference:
+            expected["measure"] = self.policy.measure
         expected |= encoding_identity(columns, self.processing_class, self.args.max_length, self.args.num_frames)
         counts = check_reference(self.train_dataset, expected)
         sample_ids = self.train_dataset.with_format("numpy", columns=["sample_id"])[:]["sample_id"]
@@ -249,7 +251,9 @@ class ReGateTrainer(SafeTrainer):
         extra = torch.stack([causal_pairs(gate.active), *counts.new_tensor([skipped, len(labels)])])
         self._step.counts.append(torch.cat([counts, extra]))
         # Trainer counts these, and compute_loss takes its targets from them.
-        batch["shift_labels"] = shifted.masked_fill(~gate.supervised, IGNORE)
+        # Drawn targets stand for all of them, so their weighted losses are divided by the number of all.
+        counted = gate.supervised if gate.weight is None else gate.target
+        batch["shift_labels"] = shifted.masked_fill(~counted, IGNORE)
         batch[_KEY] = Gated(gate, sample, shifted, ema, reference, bool(placeholder.any()))
         return batch
 
@@ -295,7 +299,7 @@ class ReGateTrainer(SafeTrainer):
             outputs = model(**inputs)
         losses = step.losses(outputs)  # [N]
         # Over no target the sum is a zero that hangs on the graph, so that no rank waits for its gradients in vain.
-        total = losses.sum()
+        total = (losses if gate.weight is None else losses * gate.weight[gate.supervised].to(losses.dtype)).sum()
         if not math.isfinite(total.item()):
             raise FloatingPointError(
                 f"the loss is {total.item()} in step {self.state.global_step}, samples "

@@ -20,18 +20,20 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 import regate.models  # noqa: F401 - the Auto classes know our students
 from eval import world
 from eval.world import mvbench
-from regate import add_reference_losses
+from regate import add_reference_losses, add_visual_dependence
 from regate.accounting import FlopModel
 from regate.media import read_video
 from regate.reference import load_teacher
 from repro.evaluate import Choice
-from repro.micro_data import Example, encode_examples
+from repro.micro_data import Example, MicroCollator, encode_examples
 from repro.recipes import Data
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / "results" / "students"
 TEACHERS = ROOT / "results" / "teachers"
 _TOKENS_AT_ONCE = 16384
+SEEING = "seeing"
+"""In the place of a teacher: the prepared student with and without its visual tokens (regate.dependence)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Material:
 
     def teacher(self, name: str) -> Any:
         """A text-only teacher, fp32: "aligned" is the prepared student's own backbone, others are in `teachers`."""
-        if name == "aligned":
+        if name in ("aligned", SEEING):
             return self.model()
         path = self.teachers / f"{self.student}-{name}"
         if not (path / "model.safetensors").is_file():
@@ -100,7 +102,7 @@ class Material:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
     def scored(self, teacher: str = "aligned") -> tuple[datasets.Dataset, dict[str, float]]:
-        """The training rows with a teacher's reference losses, and what computing them cost.
+        """The training rows with a teacher's reference losses, or with visual dependence (`SEEING`), and what it cost.
 
         Cost: ``seconds`` (on this machine, alone or not), ``flops`` of the compacted forward passes, ``tokens``.
         """
@@ -111,8 +113,12 @@ class Material:
             rows, model = self.encoded("train"), self.teacher(teacher)
             began = time.perf_counter()
             tokens = rows.select_columns(["input_ids", "labels", "sample_id"])
-            scored = add_reference_losses(tokens, model, self.processor, batch_tokens=_TOKENS_AT_ONCE)
-            cost = {"seconds": time.perf_counter() - began, **_teacher_cost(tokens, model, self.processor)}
+            if teacher == SEEING:
+                scored = add_visual_dependence(rows, model, self.processor, MicroCollator(self.processor))
+            else:
+                scored = add_reference_losses(tokens, model, self.processor, batch_tokens=_TOKENS_AT_ONCE)
+            spent = _teacher_cost(tokens, model, self.processor, sees=teacher == SEEING)
+            cost = {"seconds": time.perf_counter() - began, **spent}
             added = scored.select_columns(["reference_losses", "reference_id"])
             datasets.concatenate_datasets([rows, added], axis=1).save_to_disk(to)
             (to / "cost.json").write_text(json.dumps(cost))
@@ -152,15 +158,19 @@ def _example(row: dict[str, Any]) -> Example:
     return Example(row["id"], frames, row["question"], row["answer"], row["kind"], json.loads(row["spans"]))
 
 
-def _teacher_cost(rows: datasets.Dataset, model: torch.nn.Module, processor: Any) -> dict[str, float]:
+def _teacher_cost(
+    rows: datasets.Dataset, model: torch.nn.Module, processor: Any, sees: bool = False
+) -> dict[str, float]:
+    """Tokens and FLOPs of decoder and head; ``sees``: a second pass with visual tokens."""
     teacher = load_teacher(model, processor, attend_placeholders=False)
     hidden, flops, tokens = set(teacher.placeholder_ids), 0.0, 0
     counter = FlopModel.of(teacher.decoder, teacher.head)
     for row in rows:
-        n = sum(i not in hidden for i in row["input_ids"])
         targets = sum(label != -100 for label in row["labels"][1:])
-        flops += counter.decoder_step(n, n * (n + 1) // 2, backward=False) + counter.head_step(targets, backward=False)
-        tokens += n
+        lengths = [sum(i not in hidden for i in row["input_ids"]), *([len(row["input_ids"])] if sees else [])]
+        for n in lengths:
+            flops += counter.decoder_step(n, n * (n + 1) // 2, False) + counter.head_step(targets, False)
+            tokens += n
     return {"flops": flops, "tokens": tokens}
 
 

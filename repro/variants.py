@@ -14,6 +14,7 @@ STEPS = 256
 """Steps of a whole run at micro scale."""
 EVALUATIONS = 8
 """Evaluations on validation of a variant; Table 4's runs, whose peaks are looked for, have sixteen."""
+KEPT = {"active_set": "predictors+kept"}
 SEEDS = {"core": 5, "wide": 2, "push": 2}
 """Tier -> seeds that its comparison needs."""
 
@@ -138,14 +139,19 @@ def epochs() -> Variants:
 def push() -> Variants:
     """Attempts to do better, each against Table 4's ReGATE and against dense.
 
-    Sparse steps train on contexts with holes, and the student is judged on whole ones: so either heal the student at
-    the end (cooldown, rising ratio), or make fewer holes (predictors+kept, chunks), or none (prefix), or mix whole rows
-    in (mixed). Or spend where it counts: the micro-batch's hardest (batch), fewer visual positions (visual50).
+    A gate on losses keeps the unlikely values of each slot and drops the likely ones, so the student learns another
+    distribution than the data's: draw with weights in the place of ranking (drawn), or look at predictions and not at
+    labels (dependence), each also without holes in the context. Sparse steps train on contexts with holes, and the
+    student is judged on whole ones: heal it at the end (cooldown, rising ratio), make fewer holes (predictors+kept,
+    chunks), or none (prefix), or mix whole rows in (mixed). Or spend where it counts: the micro-batch's hardest
+    (batch), fewer visual positions (visual50).
     """
     end, whole = {"gate_cooldown_steps": 48}, {"active_set": "prefix"}
     gates: dict[str, tuple[str, dict[str, Any]]] = {
+        "drawn": ("drawn by difficulty, weighted", {"policy": "drawn"}),
+        "drawn-kept": ("drawn, predictors and kept", {"policy": "drawn"} | KEPT),
         "cooldown": ("last 48 steps dense", end),
-        "kept-cooldown": ("predictors and kept, last 48 dense", end | {"active_set": "predictors+kept"}),
+        "kept-cooldown": ("predictors and kept, last 48 dense", end | KEPT),
         "rising": ("p from 0.25 to 1", {"keep_ratio": 0.25, "keep_ratio_final": 1.0}),
         "chunks": ("chunks of 8", {"policy": "chunks"}),
         "earliest": ("answer up to a random place", whole | {"policy": "earliest"}),
@@ -155,7 +161,14 @@ def push() -> Variants:
         "visual50": ("ReGATE and half of the visual", {"visual_keep_ratio": 0.5}),
         "visual50-cooldown": ("the same, last 48 dense", end | {"visual_keep_ratio": 0.5}),
     }
-    return {name: Variant("push", label, gate=gate) for name, (label, gate) in gates.items()}
+    seeing = {
+        "dependence": ("visual dependence", {"policy": "dependence"}),
+        "dependence-kept": ("visual dependence, predictors and kept", {"policy": "dependence"} | KEPT),
+        "dependence-loss": ("visual dependence, loss only", {"policy": "dependence_loss_only"}),
+    }
+    return {name: Variant("push", label, gate=gate) for name, (label, gate) in gates.items()} | {
+        name: Variant("push", label, gate=gate, recipe={"teacher": "seeing"}) for name, (label, gate) in seeing.items()
+    }
 
 
 TIERS: dict[str, Variants] = {

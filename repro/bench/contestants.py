@@ -16,10 +16,11 @@ import datasets
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
 from regate import ReGateConfig, ReGateTrainer
 from repro.bench.material import TEACHER, Collator, build_model, build_rows, twin
-from repro.bench.workloads import Workload
+from repro.bench.workloads import GPU_PATHS, Workload
 from repro.rivals.random_ltd import Arm, RandomLTD, Schedule
 
 FOREVER = 1_000_000
@@ -96,11 +97,14 @@ def trl(arena: Arena) -> Trainer:
     )
 
 
-def ours(arena: Arena, **gate: Any) -> ReGateTrainer:
-    """ReGateTrainer in which every step is gated alike."""
+def ours(arena: Arena, attention: str | None = None, **gate: Any) -> ReGateTrainer:
+    """ReGateTrainer in which every step is gated alike; ``attention``: another implementation for its decoder."""
     args = arena.arguments(ReGateConfig, gate_warmup_steps=0, dense_steps=0, cycle=1, teacher=TEACHER, **gate)
+    model = twin(arena.model)
+    if attention:
+        model.get_decoder().set_attn_implementation(attention)
     return ReGateTrainer(
-        twin(arena.model),
+        model,
         args,
         arena.collator,
         arena.rows,
@@ -117,12 +121,38 @@ def random_ltd(arena: Arena) -> Trainer:
     return trainer
 
 
+def packed(arena: Arena, **gate: Any) -> ReGateTrainer:
+    """Packed rows under flash attention, from its own package or from the hub's kernels."""
+    name = "flash_attention_2" if is_flash_attn_2_available() else "kernels-community/flash-attn2"
+    return ours(arena, name, attention_path="packed", **gate)
+
+
+def obstacle(name: str, workload: Workload, device: str) -> str | None:
+    """Why a contestant cannot run: what is not there."""
+    if name not in GPU_PATHS or name == "gated/logits":
+        return None
+    if device == "cpu":
+        return "needs a GPU"
+    if "packed" in name and not (is_flash_attn_2_available() or is_kernels_available()):
+        return "needs flash-attn or kernels"
+    if "packed" in name and workload.dtype == "float32":
+        return "needs half precision"
+    return None
+
+
+GATED = {"policy": "regate", "active_set": "predictors"}
 BUILDERS: dict[str, Callable[[Arena], Trainer]] = {
     "stock": stock,
     "trl": trl,
     "dense": lambda arena: ours(arena, policy="dense"),
-    "gated": lambda arena: ours(arena, policy="regate", active_set="predictors"),
+    "gated": lambda arena: ours(arena, **GATED),
     "gated+kept": lambda arena: ours(arena, policy="regate", active_set="predictors+kept"),
     "loss_only": lambda arena: ours(arena, policy="loss_only"),
     "random_ltd": random_ltd,
+    "gated/logits": lambda arena: ours(arena, loss_path="logits", **GATED),
+    "gated/packed": lambda arena: packed(arena, **GATED),
+    "gated/flex": lambda arena: ours(arena, "flex_attention", **GATED),
+    "gated/compiled": lambda arena: ours(arena, compile_decoder=True, **GATED),
+    "packed/compiled": lambda arena: packed(arena, compile_decoder=True, **GATED),
+    "dense/packed": lambda arena: packed(arena, policy="dense"),
 }

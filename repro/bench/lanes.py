@@ -31,9 +31,10 @@ class Lane:
     def step(self, around: contextlib.AbstractContextManager | None = None) -> float:
         """Run one optimizer step; its seconds, on a GPU until its kernels are done. ``around`` is entered in the
         trainer's thread, for what is local to a thread."""
-        self._around = around or contextlib.nullcontext()
-        self._go.release()
-        self._rest.acquire()
+        if self._error is None:  # one that failed has nobody left to take the step
+            self._around = around or contextlib.nullcontext()
+            self._go.release()
+            self._rest.acquire()
         if self._error is not None:
             raise self._error
         return self._seconds

@@ -16,7 +16,7 @@ from regate.accounting import FlopModel
 from regate.reference import TextTeacher, score_rows
 from regate.scoring import IGNORE, shift_labels
 from repro.bench.bound import contestant_flops, teacher_share
-from repro.bench.contestants import BUILDERS, Arena
+from repro.bench.contestants import BUILDERS, Arena, obstacle
 from repro.bench.gating import Meter, SavedBytes, reading_seconds
 from repro.bench.lanes import Lane, synchronize
 from repro.bench.verdicts import MIN_ROUNDS
@@ -44,7 +44,10 @@ def measure(workload: Workload, device: str, folder: Path, seed: int, rounds: in
     arena = Arena.of(workload, device, folder, seed)
     found = Measured()
     teacher_rounds(arena, rounds or MIN_ROUNDS, found)
-    lanes = {name: Lane(BUILDERS[name](arena)) for name in workload.contestants}
+    missing = {name: why for name in workload.contestants if (why := obstacle(name, workload, device))}
+    for name, why in missing.items():
+        say(f"{workload.name}: {name} sits out: it {why}")
+    lanes = {name: Lane(BUILDERS[name](arena)) for name in workload.contestants if name not in missing}
     try:
         warm = {name: min(lane.step() for _ in range(WARM_UP)) for name, lane in lanes.items()}
         count = rounds or number_of_rounds(workload, warm)

@@ -9,7 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-CONTESTANTS = ("stock", "trl", "dense", "gated", "gated+kept", "loss_only", "random_ltd")
+GPU_PATHS = ("gated/logits", "gated/packed", "gated/flex", "gated/compiled", "packed/compiled", "dense/packed")
+"""The gated (or dense) step on other paths of attention, head and decoder: docs/gpu.md."""
+CONTESTANTS = ("stock", "trl", "dense", "gated", "gated+kept", "loss_only", "random_ltd", *GPU_PATHS)
 """Names in the order of a round; what each is stands in `contestants.py`."""
 
 
@@ -74,18 +76,21 @@ def workloads(device: str = "cpu") -> tuple[Workload, ...]:
     """The bench: batches that two cores finish in about half an hour, or a GPU in a few minutes.
 
     The paper-shaped decoder is the largest that this leaves time for: 16 of SmolLM2-135M's layers, on a GPU
-    SmolLM2-1.7B. There batches are eight times as large, and only the workload that is there for float32 has it.
+    SmolLM2-1.7B. There batches are eight times as large, only the workload that is there for float32 has it, and the
+    paths that need a GPU take part in half precision.
     """
     times, half = (1, "float32") if device == "cpu" else (8, "bfloat16")
     paper = Decoder(layers=16) if device == "cpu" else LARGE
     peers = ("stock", "trl")
+    paths = () if device == "cpu" else GPU_PATHS
+    most = (*peers, *paths)
     slow = SMOL[:3] if device == "cpu" else SMOL  # bfloat16 is slow there; what gating costs, float32 tells
     return (
-        Workload("short-bf16", 2, 64, 24, 56, 2 * times, "bfloat16", timed=slow, others=("gated", *EXTRA)),
+        Workload("short-bf16", 2, 64, 24, 56, times, "bfloat16", timed=slow, others=("gated", *paths)),
         Workload("short-fp32", 2, 64, 24, 56, 2 * times, "float32", timed=SMOL, others=EXTRA),
-        Workload("long-answer", 1, 64, 32, 256, 4 * times, half, timed=PAIR, others=(*peers, *EXTRA)),
-        Workload("paper-shaped", 8, 169, 50, 230, times, half, paper, timed=PAIR, others=peers, seconds=240.0),
-        Workload("long-answer-lora", 1, 64, 32, 256, 2 * times, half, lora=True, timed=PAIR, others=peers),
+        Workload("long-answer", 1, 64, 32, 256, 4 * times, half, timed=PAIR, others=most),
+        Workload("paper-shaped", 8, 169, 50, 230, times, half, paper, timed=PAIR, others=most, seconds=240.0),
+        Workload("long-answer-lora", 1, 64, 32, 256, times, half, lora=True, timed=PAIR, others=peers),
         Workload("micro", 8, 4, 40, 24, 32 * times, "float32", None, timed=ALL, seconds=30.0),
     )
 

@@ -14,14 +14,14 @@ from regate.accounting import FlopModel
 from repro import keep, tables
 from repro.bench import plots, table
 from repro.bench.bound import contestant_flops
-from repro.bench.contestants import BUILDERS, Arena
+from repro.bench.contestants import BUILDERS, Arena, obstacle
 from repro.bench.gating import METHODS, Meter, SavedBytes
 from repro.bench.lanes import Lane
 from repro.bench.material import twin
 from repro.bench.record import load, read, write
 from repro.bench.run import bench
 from repro.bench.scaling import scaling
-from repro.bench.workloads import CONTESTANTS, nano
+from repro.bench.workloads import CONTESTANTS, GPU_PATHS, nano, workloads
 from repro.measured import RecordError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def arena(tmp_path_factory) -> Arena:
 @pytest.fixture(scope="module")
 def lanes(arena):
     pytest.importorskip("trl")
-    found = {name: Lane(BUILDERS[name](arena)) for name in CONTESTANTS}
+    found = {name: Lane(BUILDERS[name](arena)) for name in CONTESTANTS if not obstacle(name, SHORT, "cpu")}
     yield found
     for lane in found.values():
         lane.close()
@@ -61,6 +61,16 @@ def test_stock_trl_and_dense_compute_the_same_loss_and_gradient(lanes, arena):
     for name in ("trl", "dense"):
         for ours, theirs in zip(seen[name], seen["stock"], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_what_needs_a_gpu_sits_out_and_says_why(lanes, arena):
+    assert {name for name in CONTESTANTS if obstacle(name, SHORT, "cpu")} == {*GPU_PATHS} - {"gated/logits"}
+    assert obstacle("gated/packed", SHORT, "cpu") == "needs a GPU"
+    for name in ("gated", "gated/logits"):
+        lanes[name].step()
+    one, other = (float(lanes[name].trainer._tr_loss) for name in ("gated", "gated/logits"))
+    assert one == pytest.approx(other, rel=1e-5)
+    assert set(GPU_PATHS) <= set(workloads("cuda")[0].contestants)
 
 
 def test_contestants_take_turns_and_count_their_own_steps(lanes):
@@ -149,7 +159,7 @@ def test_the_command_writes_a_record_and_its_table(made):
     asked = {t.asked for t in table.targets(record)}
     assert asked == set(table.ORDER)
     printed = table.to_markdown(record)
-    for name in CONTESTANTS:
+    for name in record.measured["short-fp32"]["times"]:
         assert f"| short-fp32 | {name} |" in printed
     assert table.to_markdown(record) == printed  # the bootstrap is seeded
 

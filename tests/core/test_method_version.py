@@ -16,8 +16,11 @@ PAPER = (
     ("dense", "loss_only", "random", "regate"),
     ("predictors", "predictors+kept", "kept-passthrough", "kept-unsupervised"),
 )
-BEYOND = ("batch", "chunks", "earliest", "mixed"), ("predictors", "prefix")
-DECISIONS = {"1": ("a2c8a6eff3f91efb", "ebb65b7391a6d9c0")}
+BEYOND = (
+    ("batch", "chunks", "earliest", "mixed", "drawn", "dependence", "dependence_loss_only"),
+    ("predictors", "prefix"),
+)
+DECISIONS = {"1": ("a2c8a6eff3f91efb", "9d10af51fab7e4c4")}
 """METHOD_VERSION -> hash of the paper's gates, and of those beyond it. If a hash below changed on purpose, count the
 version up: every record is then stale."""
 
