@@ -6,15 +6,17 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import streamlit as st
 from PIL import Image
 
 from app.artefacts import Problem
 from app.views import theme
 from app.views.theme import LIGHT, Look
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPORT_WIDTH = 860  # pixels; PNGs have twice as many
 

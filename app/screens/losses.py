@@ -1,19 +1,26 @@
-"""Token losses: what a text-only teacher can and cannot guess of an answer, and what the gate keeps of it."""
+"""Token losses: what a text-only teacher can and cannot guess of an answer, and what the gate keeps of it.
+
+The first page: what draws charts (pandas, Altair) is imported once the answer is on the screen.
+"""
+
+from __future__ import annotations
 
 import functools
 import hashlib
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
 import streamlit as st
 
 from app import data, teachers, ui
 from app.artefacts import Places, Problem
-from app.views import losses, tokens
+from app.views import tokens
 from app.views.examples import EXAMPLES
-from app.views.gate import Answer, gate, lambda_ranges
+from app.views.gate import Answer, Gated, gate, lambda_ranges
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SOURCES = ("A run's samples", "The paper's examples", "Your text", "Your file")
 OTHER = "another model, by its folder"
@@ -175,6 +182,8 @@ def score_many(
 
 def ranked(answers: list[Answer]) -> None:
     """The most and the least visual answers, and one of them to look into."""
+    from app.views import losses
+
     frame = losses.ranking(answers)
     columns = st.columns(2)
     few = min(3, (len(frame) + 1) // 2)
@@ -215,10 +224,9 @@ def inspect(answer: Answer, note: str = "", frames: Path | None = None) -> None:
         bind="query-params",
     )  # fmt: skip
     gated = gate(answer, lambda_, ratio)
-    values = functools.partial(losses.table, answer, gated, ratio)
     picture = functools.partial(tokens.strip_svg, answer, gated, quantity=quantity)
     ui.export_files("The answer, token by token", "tokens", lambda light: svg_to_png(picture(light)), picture,
-                    lambda: ui.to_csv(values()))  # fmt: skip
+                    lambda: ui.to_csv(values_of(answer, gated, ratio)))  # fmt: skip
     with st.container(border=True):
         ui.clip(frames)
         strip = tokens.strip_html(answer, gated, look, quantity, lambda_ranges(answer, ratio))
@@ -227,11 +235,21 @@ def inspect(answer: Answer, note: str = "", frames: Path | None = None) -> None:
         note += " No student has seen it: the teacher's loss alone decides, whatever λ."
     if note:
         st.caption(note)
+    from app.views import losses
+
     for column, (label, value, about) in zip(st.columns(4), losses.summary(answer, gated), strict=True):
         column.metric(label, value, help=about)
-    ui.figure("Losses and score", "losses", lambda light: losses.bars(answer, gated, light), values)
+    ui.figure("Losses and score", "losses", lambda light: losses.bars(answer, gated, light),
+              lambda: values_of(answer, gated, ratio))  # fmt: skip
     with st.expander("All values"):
-        table(values())
+        table(values_of(answer, gated, ratio))
+
+
+def values_of(answer: Answer, gated: Gated, ratio: float) -> pd.DataFrame:
+    """The values of all tokens."""
+    from app.views import losses
+
+    return losses.table(answer, gated, ratio)
 
 
 def svg_to_png(picture: str) -> bytes:
@@ -245,7 +263,7 @@ def table(frame: pd.DataFrame) -> None:
     """The values of all tokens as a table."""
     number = st.column_config.NumberColumn(format="%.3f")
     st.dataframe(
-        frame.replace([np.inf], np.nan), hide_index=True, width="stretch",
+        frame, hide_index=True, width="stretch",
         column_config={"reference": number, "ema": number, "score": number},
     )  # fmt: skip
 

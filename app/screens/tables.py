@@ -30,7 +30,7 @@ def page() -> None:
     records, (scored, problems) = data.records()[0], data.evaluated()
     for problem in problems:
         ui.problem(problem)
-    titles = tables.titles(paper)
+    titles = tables.titles(paper, records, TABLES)
     # links of the table itself carry `table`, so that they come back to it
     first = "4" if "4" in titles else next(iter(titles))
     number = st.segmented_control(
@@ -58,10 +58,11 @@ def built(number: str, records: list[Record], scored: list[Evaluated], paper: di
     else:
         table, layout = benchmark_tables.table(number, scored, records, paper), benchmark_tables.layout(number)
     grids = [tables.layout_grid(table, layout, i) for i in range(len(layout.parts))]
-    draw(f"Table {number}", f"table{number}", grids[0], number, csv=lambda: render.to_csv(table),
+    name = f"table{number}" if number.isdigit() else number
+    draw(layout.title, name, grids[0], number, csv=lambda: render.to_csv(table),
          md=lambda: render.to_markdown(table, layout), tex=lambda: render.to_latex(table, layout))  # fmt: skip
     if not any(grids[0].measured):
-        ui.no_records("No run of this table yet.", f"make repro-table{number}")
+        ui.no_records("No run of this table yet.", f"make repro-{name}")
     words = tables.sentences(table, WORDS)
     if words:
         st.subheader("In words", anchor=False)

@@ -18,6 +18,8 @@ from repro.rows import LABELS
 
 OWN_BACKBONE = "its own backbone"
 DODGE = 0.02  # between lines at one value of an axis from 0 to 1
+NOT_TRAINING = ("seed", "table", "method", "trace_samples", "evaluate_every", "save_every")
+"""Parts of a configuration that name a run, or say how it is watched: they part no settings."""
 COLUMNS = ["value", "accuracy", "low", "high", "seeds", "tokens", "setting", "records", "student"]
 
 
@@ -38,14 +40,13 @@ def _gate(record: Record) -> dict[str, Any]:
     return dict(record.config.get("gate") or {})
 
 
-def _of_regate(key: str) -> Callable[[Record], Any]:
-    return lambda record: _gate(record).get(key) if _gate(record).get("policy") == "regate" else None
+def _of_regate(key: str, default: Any = None) -> Callable[[Record], Any]:
+    return lambda record: _gate(record).get(key, default) if _gate(record).get("policy") == "regate" else None
 
 
-def _ratio(record: Record) -> float | None:
-    if _gate(record).get("policy") == "dense":
-        return 1.0
-    return _of_regate("keep_ratio")(record)
+def _method(record: Record) -> str | None:
+    among = any(compare.in_table(record, table) for table in ("4", "rivals"))
+    return LABELS.get(record.method, record.method) if among else None
 
 
 def _teacher(record: Record) -> str | None:
@@ -62,12 +63,16 @@ AXES = {
         _teacher, ("teacher",), "teacher", "teacher",
     ),
     "ratio": Axis(
-        "The ratio kept", "p of Eq. 4; 1 is a dense run of our trainer. The paper prints no such table.",
-        _ratio, ("gate",),
+        "The ratio kept", "p of Eq. 4, in sparse steps. The paper prints no such table.",
+        _of_regate("keep_ratio"), ("gate.keep_ratio",), command="make repro-ablations",
+    ),
+    "active": Axis(
+        "Which positions", "The answer positions that a sparse step computes. The paper prints no such table.",
+        _of_regate("active_set", "predictors"), ("gate.active_set",), command="make repro-ablations",
     ),
     "method": Axis(
-        "Which gate", "Gates of ours beside the paper's. The paper prints no such table.",
-        lambda record: LABELS.get(record.method, record.method), ("gate",),
+        "Which method", "ReGATE beside other ways to train on less. The paper prints no such table.",
+        _method, ("gate", "random_ltd"), command="make repro-rivals",
     ),
 }  # fmt: skip
 
@@ -81,6 +86,7 @@ def measured(records: Sequence[Record], axis: Axis, benchmark: str) -> pd.DataFr
     """One line a value of the axis: accuracy in percent with its interval over questions, seeds, tokens, records.
 
     Runs stand on one line only where everything but the axis and the seed is equal (`setting` tells lines apart).
+    Settings with a single value are left out where the student has others; else the one with most seeds stays.
     """
     found: dict[tuple[str, str, str, str, Any], dict[int, Record]] = {}
     for record in sorted(records, key=lambda record: record.finished):
@@ -103,16 +109,27 @@ def measured(records: Sequence[Record], axis: Axis, benchmark: str) -> pd.DataFr
             "records": ", ".join(sorted(record.name for record in runs.values())),
             "student": f"{student} · {scale} · {origin}",
         })  # fmt: skip
-    frame = pd.DataFrame(lines, columns=COLUMNS)
+    frame = _varied(pd.DataFrame(lines, columns=COLUMNS))
     known = list(LABELS.values())
     frame["order"] = frame.value if _numbers(frame) else frame.value.map(lambda v: known.index(v) if v in known else 99)
     return frame.sort_values(["student", "setting", "order"], kind="stable", ignore_index=True).drop(columns="order")
 
 
+def _varied(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each student the settings that vary the axis, or one of the others."""
+    chosen = []
+    for _, mine in frame.groupby("student", sort=False):
+        counts = mine.groupby("setting", sort=False).value.nunique()
+        most = mine.setting.iloc[int(mine.seeds.to_numpy().argmax())]
+        settings = counts.index[counts > 1] if (counts > 1).any() else [most]
+        chosen.append(mine[mine.setting.isin(settings)])
+    return pd.concat(chosen, ignore_index=True) if chosen else frame
+
+
 def _rest(record: Record, axis: Axis) -> str:
     """The configuration without what the axis varies, and without what names a run."""
     config = json.loads(json.dumps(record.config))
-    for key in ("seed", "table", "method", "trace_samples", *axis.keys):
+    for key in (*NOT_TRAINING, *axis.keys):
         place, *last = key.split(".")
         if last and isinstance(config.get(place), dict):
             config[place].pop(last[0], None)

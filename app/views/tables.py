@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -59,11 +59,12 @@ class Grid:
         return data
 
 
-def titles(published: Mapping[str, Any]) -> dict[str, str]:
-    """Numbers of the tables that the paper has -> what a menu shows."""
-    numbers = list(dict.fromkeys(str(cell["table"]) for cell in published["cells"]))
-    order = [number for number in TITLES if number in numbers] + [n for n in numbers if n not in TITLES]
-    return {n: f"{n} · {TITLES.get(n, n)}" if n.isdigit() else TITLES.get(n, n) for n in order}
+def titles(published: Mapping[str, Any], records: Sequence[Record], ours: Iterable[str] = ()) -> dict[str, str]:
+    """Names of the tables that the paper has, and of `ours` that a record belongs to -> what a menu shows."""
+    names = [str(cell["table"]) for cell in published["cells"]]
+    names += [name for name in ours if any(compare.in_table(record, name) for record in records)]
+    order = [name for name in TITLES if name in names] + [name for name in dict.fromkeys(names) if name not in TITLES]
+    return {n: f"{n} · {TITLES.get(n, n)}" if n.isdigit() else TITLES.get(n, n.capitalize()) for n in order}
 
 
 # --- runs behind a number ---
@@ -79,13 +80,14 @@ def link(number: str, key: str) -> str:
     return "tables?" + urlencode({"table": number, "behind": key})
 
 
-def runs_behind(records: Sequence[Record], key: str, number: str | None = None) -> list[Record]:
-    """The records that a link names, by seed; empty for a link that fits none."""
-    wanted = [record for record in records if number is None or compare.in_table(record, number)] or list(records)
-    for group in compare.groups(wanted):
-        for method, runs in group.methods.items():
-            if key_of(group.student, group.scale, group.origin, method) == key:
-                return [runs[seed] for seed in sorted(runs)]
+def runs_behind(records: Sequence[Record], key: str, number: str) -> list[Record]:
+    """The records that a link names, by seed, the table's own before others (Table 4's runs stand in other tables,
+    too); empty for a link that fits none."""
+    for some in ([record for record in records if compare.in_table(record, number)], records):
+        for group in compare.groups(some):
+            for method, runs in group.methods.items():
+                if key_of(group.student, group.scale, group.origin, method) == key:
+                    return [runs[seed] for seed in sorted(runs)]
     return []
 
 

@@ -7,11 +7,15 @@ keeps is blue. Nothing is said by colour alone: kept tokens are underlined, line
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
+if TYPE_CHECKING:
+    import altair as alt
 
-Layers = alt.LayerChart | alt.FacetChart  # what Altair says that `layer` gives
+    Layers = alt.LayerChart | alt.FacetChart  # what Altair says that `layer` gives
+else:  # what needs no chart does not wait for Altair
+    Layers = Any
+
 FONT = "Source Sans, Helvetica, Arial, sans-serif"
 
 

@@ -16,7 +16,7 @@ SCREENSHOTS = ROOT / "runs" / "screenshots"
 def copy_results(to: Path) -> Path:
     """Committed results to read and to damage; where a trace has no texts beside it yet, stand-ins."""
     results = to / "results"
-    for name in ("records", "artefacts"):
+    for name in ("records", "artefacts", "evaluations"):
         shutil.copytree(ROOT / "results" / name, results / name)
     shutil.copy(ROOT / "results" / "published.json", results)
     (results / "students").symlink_to(ROOT / "results" / "students")

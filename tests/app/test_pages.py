@@ -174,7 +174,7 @@ def test_the_gates_sliders_start_where_the_run_stood(results):
 # --- ablations and tables ---
 
 
-@pytest.mark.parametrize("axis", ["The teacher's capacity", "The ratio kept", "Which gate"])
+@pytest.mark.parametrize("axis", ["The teacher's capacity", "The ratio kept", "Which positions", "Which method"])
 def test_every_axis_is_shown(results, axis):
     app = run("ablations", axis=axis)
     assert not app.error
@@ -190,6 +190,20 @@ def test_a_link_opens_the_records_behind_a_number(results):
     app = run("tables", behind="InternVL3.5/micro/committed/regate")
     assert app.selectbox(key="record").value == REGATE
     assert "gate" in app.json[0].value
+
+
+def test_a_number_of_a_benchmark_opens_result_and_training_run(results):
+    app = run("tables", table="3 · Short video", behind="InternVL3.5/micro/committed/regate")
+    assert app.selectbox(key="result").value == f"{REGATE}: mvbench"
+    assert app.selectbox(key="record").value == REGATE
+
+
+def test_a_damaged_result_is_named_and_the_table_goes_on(results):
+    path = results / "evaluations" / REGATE / "mvbench.json"
+    path.write_text(path.read_text()[:300])
+    app = run("tables", table="3 · Short video")
+    assert str(path) in app.error[0].value
+    assert len(app.error) == 1
 
 
 def test_a_link_of_another_checkout_says_so(results):

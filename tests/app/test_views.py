@@ -277,12 +277,14 @@ def test_values_of_an_axis_stand_together_only_where_all_else_is_equal():
         return synthetic.record("regate", seed, name=name, table="5",
                                 config=synthetic.config("regate", seed, gate=gate_settings, lr=lr))  # fmt: skip
 
-    records = [run(value, seed) for value in (0.0, 0.5, 1.0) for seed in range(2)] + [run(0.5, 0, lr=5e-3)]
+    records = [run(value, seed) for value in (0.0, 0.5, 1.0) for seed in range(2)]
+    records += [run(0.5, 0, lr=5e-3), run(1.0, 0, lr=5e-3), run(0.5, 0, lr=7e-3)]  # the last varies nothing
     axis = ablations.AXES["lambda"]
     frame = ablations.measured(records, axis, "mvbench")
     assert frame[frame.setting == 1].value.tolist() == [0.0, 0.5, 1.0]
-    assert frame.seeds.tolist() == [2, 2, 2, 1]
+    assert frame.seeds.tolist() == [2, 2, 2, 1, 1]
     assert frame.setting.nunique() == 2
+    assert ablations.measured(records[-1:], axis, "mvbench").value.tolist() == [0.5]
     png_of(ablations.measured_chart(frame, axis, LIGHT))
 
 
@@ -378,7 +380,21 @@ def test_tables_are_pictures_too(number, look):
 
 
 def test_a_link_of_another_checkout_fits_nothing():
-    assert tables.runs_behind(synthetic.runs(1), "a/b/c/d") == []
+    assert tables.runs_behind(synthetic.runs(1), "a/b/c/d", "4") == []
+
+
+def test_runs_of_table_4_are_found_from_other_tables(results):
+    records, _ = artefacts.load_records(Places.here())
+    runs = tables.runs_behind(records, "InternVL3.5/micro/committed/regate", "5")
+    assert REGATE in {run.name for run in runs}
+
+
+def test_the_menu_holds_the_papers_tables_and_ours_that_have_a_record():
+    records = [dataclasses.replace(synthetic.record("regate", 0), table="rivals")]
+    found = tables.titles(PAPER, records, ["4", "rivals", "push"])
+    assert found["rivals"] == "Rivals"
+    assert "push" not in found
+    assert list(found)[:4] == ["1", "2", "3", "4"]
 
 
 def test_names_in_tables_are_escaped():
