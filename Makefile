@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 repro-table5 repro-rivals repro-budgets repro-ablations \
-	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-scaling app teacher test-app
+	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling app teacher test-app
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -94,6 +94,9 @@ teachers: setup ## text-only teachers of other capacity; REBUILD=1 makes them an
 
 bench: setup ## our steps against the stock Trainer's, TRL's and rivals, in turn: about half an hour alone on two cores; DEVICE=cuda
 	$(BIN)/python -m repro bench --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
+
+bench-input: setup ## what a step waits for: samples a second with and without workers and caches
+	$(BIN)/python -m repro.bench.input --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-scaling: setup ## how time and memory grow with length, ratio, batch, vocabulary, samples
 	$(BIN)/python -m repro bench --scaling --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))

@@ -1,10 +1,10 @@
 """What a step waits for: samples a second and the wait for data, with and without workers and caches.
 
-    python -m repro.bench.input --samples 64
+    make bench-input
 
 Trains on real mp4 files (clips of the embedded world, enlarged and slowed down to the size of web video), through the
 trainer and collator that a user has. The ways of reading are run in turn, round after round, each with warm caches
-("first epoch" fills one). Prints a table, and the numbers as JSON.
+("first epoch" fills one). Writes a record, prints its table.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import json
 import logging
 import os
 import random
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import av
@@ -26,10 +26,15 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from eval import world
+from eval.machine import ROOT, environment
 from regate import ReGateConfig, ReGateTrainer
 from regate.accounting import read_steps
 from regate.commands import add_lora
 from regate.conversations import load_conversations
+from regate.gate import METHOD_VERSION
+from repro.bench.record import BenchRecord, write
+from repro.bench.run import now
+from repro.bench.table import input_table
 
 STUDENT = Path(__file__).resolve().parents[2] / "results" / "students" / "internvl"
 _CHATML = (
@@ -125,9 +130,8 @@ def measure_input(
         device: "cpu" or "cuda".
 
     Returns:
-        {"model", "samples", ..., "ways": {name: {"samples_per_second": median over rounds, "waiting": share of the time
-        waiting for data, "cpu_seconds_per_sample": of this process and its workers, the run's start included, "rounds":
-        [samples a second of each]}}}
+        {"samples_per_second": {way: one a round}, "waiting": {way: share of the time waiting for data}, "cpu_seconds":
+        {way: CPU seconds a sample of this process and its workers, the run's start included}}
     """
     ways: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -170,37 +174,8 @@ def measure_input(
                 if number:
                     speed = sum(step["samples"] for step in steps) / seconds
                     found[name].append((speed, waited / seconds, work / samples))
-    return {
-        "model": model,
-        "samples": samples,
-        "batch_size": batch_size,
-        "num_frames": num_frames,
-        "video": {"pixels": 64 * enlarge, "frames": 8 * slow},
-        "device": device,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "ways": {
-            name: {
-                "samples_per_second": median(speed for speed, _, _ in runs),
-                "waiting": median(waiting for _, waiting, _ in runs),
-                "cpu_seconds_per_sample": median(work for _, _, work in runs),
-                "rounds": [speed for speed, _, _ in runs],
-            }
-            for name, runs in found.items()
-        },
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    """A result as Markdown."""
-    base = result["ways"]["plain"]["samples_per_second"]
-    lines = [f"| {result['model']} | samples/s | against plain | waiting for data | CPU s a sample |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for name, way in result["ways"].items():
-        speed = way["samples_per_second"]
-        work = way["cpu_seconds_per_sample"]
-        lines.append(f"| {name} | {speed:.2f} | {speed / base:.2f} x | {way['waiting']:.0%} | {work:.3f} |")
-    return "\n".join(lines)
+    names = ("samples_per_second", "waiting", "cpu_seconds")
+    return {name: {way: [run[at] for run in runs] for way, runs in found.items()} for at, name in enumerate(names)}
 
 
 @contextlib.contextmanager
@@ -212,20 +187,28 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    """The command."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=sorted(BUILDERS), default=sorted(BUILDERS))
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-frames", type=int, default=8)
+    parser.add_argument("--enlarge", type=int, default=6, help="videos have (64 times this) ** 2 pixels")
+    parser.add_argument("--slow", type=int, default=12, help="videos have 8 times so many frames")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = vars(parser.parse_args())
-    results = [measure_input(model, **args) for model in args.pop("models")]
-    print("\n\n".join(map(table, results)))
-    print(json.dumps(results))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    args = vars(parser.parse_args(argv))
+    models, runs = args.pop("models"), args.pop("runs")
+    made, started = environment(ROOT, threads=torch.get_num_threads()), now()
+    measured = {model: measure_input(model, **args) for model in models}
+    config = args | {"models": models, "method_version": METHOD_VERSION, "world_version": world.WORLD_VERSION}
+    record = BenchRecord("input", args["device"], 0, config, started, now(), **made, measured=measured)
+    path = write(record, runs / "bench")
+    print(f"{input_table(record)}\nWritten: {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,17 +17,17 @@ from repro.measured import RecordError, is_number, need
 from repro.record import config_hash
 
 SCHEMA = 1
-KINDS = ("bench", "scaling")
+KINDS = ("bench", "scaling", "input")
 COMMITTED = ("results", "bench")
 AGAIN = "delete it and run `make bench` again"
-LISTS = {"bench": ("times", "gating", "teacher"), "scaling": ("times",)}
+LISTS = {"bench": ("times", "gating", "teacher"), "scaling": ("times",), "input": ("samples_per_second",)}
 
 
 @dataclass(frozen=True)
 class BenchRecord:
     """One run of the bench. ``measured``: name of a workload (a sweep's point, for scaling) -> what it gave."""
 
-    kind: str  # bench, scaling
+    kind: str  # bench, scaling, input
     device: str  # cpu, cuda
     seed: int
     config: dict[str, Any]

@@ -144,10 +144,31 @@ def _gating(record: BenchRecord) -> list[str]:
     return lines
 
 
+def input_table(record: BenchRecord) -> str:
+    """What steps wait for: each way of reading, medians over rounds."""
+    lines = _head(record)
+    c = record.config
+    lines += [f"{c['samples']} videos of {64 * c['enlarge']} x {64 * c['enlarge']} pixels and {8 * c['slow']} frames, "
+              f"{c['num_frames']} of them read; batches of {c['batch_size']}; {c['rounds']} rounds", ""]  # fmt: skip
+    lines += ["| model | way | samples/s | lowest to highest | against plain | waiting for data | CPU s a sample |",
+              "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for model, values in record.measured.items():
+        speeds = values["samples_per_second"]
+        for way, speed in speeds.items():
+            waiting, work = (float(np.median(values[name][way])) for name in ("waiting", "cpu_seconds"))
+            gain = float(np.median([a / b for a, b in zip(speed, speeds["plain"], strict=True)]))
+            lines.append(
+                f"| {model} | {way} | {float(np.median(speed)):.2f} | {min(speed):.2f} to {max(speed):.2f} | "
+                f"{gain:.2f} | {waiting:.0%} | {work:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def files(records: Sequence[BenchRecord]) -> dict[str, str]:
-    """File name -> contents: one table a device."""
+    """File name -> contents: one table a kind and device; scaling has figures."""
+    tables = {"bench": to_markdown, "input": input_table}
     return {
-        "bench.md" if record.device == "cpu" else f"bench-{record.device}.md": to_markdown(record)
+        f"{record.kind}.md" if record.device == "cpu" else f"{record.name}.md": tables[record.kind](record)
         for record in records
-        if record.kind == "bench"
+        if record.kind in tables
     }

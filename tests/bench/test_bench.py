@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from regate.accounting import FlopModel
 from repro import keep, tables
+from repro.bench import input as input_bench
 from repro.bench import plots, table
 from repro.bench.bound import contestant_flops
 from repro.bench.contestants import BUILDERS, Arena, obstacle
@@ -220,3 +221,15 @@ def test_only_a_clean_commit_is_kept_and_tables_know_when_they_are_stale(made, t
     broken["measured"]["batch=1"]["times"]["dense"][0] += 1
     (results / "bench" / "scaling-cpu.json").write_text(json.dumps(broken))
     assert plots.main([*arguments, "--check"]) == 1
+
+
+def test_the_input_bench_writes_a_record_and_its_table(tmp_path):
+    sizes = {"samples": 4, "batch-size": 2, "rounds": 1, "num-frames": 2, "enlarge": 1, "slow": 1}
+    small = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
+    assert input_bench.main([*small, "--models", "micro", "--runs", str(tmp_path)]) == 0
+    record = read(tmp_path / "bench" / "input-cpu.json")
+    speeds = record.measured["micro"]["samples_per_second"]
+    assert set(speeds) == {"plain", "2 workers", "cached frames", "cached vision, first epoch", "cached vision"}
+    assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in speeds.values())
+    printed = table.files([record])["input.md"]
+    assert all(f"| micro | {way} |" in printed for way in speeds)
