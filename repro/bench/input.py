@@ -182,9 +182,14 @@ def measure_input(
 def _quiet() -> Iterator[None]:
     """Without the trainer's own lines on standard output."""
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("regate").setLevel(logging.ERROR)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+    logger = logging.getLogger("regate")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -39,7 +39,7 @@ def middle_frames(total: int, num_frames: int) -> list[int]:
     if total < 1 or num_frames < 1:
         raise ValueError(f"total is {total} and num_frames is {num_frames}, expected both to be at least 1")
     parts = min(num_frames, total)
-    borders = [i * total // parts for i in range(parts + 1)]
+    borders = np.linspace(0, total, parts + 1).astype(int).tolist()  # rounded as there
     frames = [(start + end - 1) // 2 for start, end in pairwise(borders)]
     return frames + frames[-1:] * (num_frames - parts)
 
