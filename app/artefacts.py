@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.views.gate import Answer, ties
+from repro import timing
 from repro.record import Record, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,10 +44,16 @@ class Places:
         results, runs = (Path(os.environ.get(f"REGATE_{name.upper()}") or ROOT / name) for name in ("results", "runs"))
         return cls(results, runs)
 
+    @property
+    def calibrations(self) -> tuple[Path, Path]:
+        """Folders of what steps cost (`repro.timing`), the user's own after the committed one."""
+        return self.results / "calibration", self.runs / "calibration"
+
     def state(self) -> tuple[tuple[str, int, int], ...]:
         """Path, time and size of all records and traces: equal states hold the same."""
         files = [*self.results.glob("records/*.json"), *self.runs.rglob("records/*.json")]
         files += [*self.results.glob("artefacts/*/*"), *self.runs.rglob("trace.parquet")]
+        files += [*self.results.glob("calibration/*.json"), *self.runs.glob("calibration/*.json")]
         files += [*self.results.glob("evaluations/*/*.json"), *self.runs.glob("eval/*/*.json")]
         known = sorted((str(path), path.stat()) for path in files if path.is_file())
         return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in known)
@@ -149,8 +156,9 @@ class Traced:
 
 
 def load_records(places: Places) -> tuple[list[Record], list[Problem]]:
-    """All records, committed and own, and what is wrong with the others."""
+    """All records, committed and own, and what is wrong with other files, calibrations among them."""
     records, errors = load([places.results / "records", places.runs])
+    errors = errors + timing.load(places.calibrations)[1]
     return records, [Problem(f"{error}") for error in errors]
 
 

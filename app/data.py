@@ -27,6 +27,21 @@ def _records(results: str, runs: str, state: State) -> tuple[list[Record], list[
     return artefacts.load_records(Places(Path(results), Path(runs)))
 
 
+def timed(alike: bool = False) -> list[Record]:
+    """All records, those that ran beside other work with calibrated times where there are any; `alike`: all of them."""
+    places = Places.here()
+    return _timed(str(places.results), str(places.runs), places.state(), alike)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _timed(results: str, runs: str, state: State, alike: bool) -> list[Record]:
+    from repro import timing
+
+    places = Places(Path(results), Path(runs))
+    records, costs = _records(results, runs, state)[0], timing.load(places.calibrations)[0]
+    return (timing.timed_alike if alike else timing.timed_alone)(records, costs)
+
+
 def evaluated() -> tuple[list[Any], list[Problem]]:
     """Runs that were scored on benchmarks (`repro.benchmark_tables.Evaluated`), and what is wrong with other files."""
     places = Places.here()

@@ -16,7 +16,7 @@ def page() -> None:
         "Accuracy on validation against supervised tokens and against train time; bands run from the lowest to the "
         "highest seed.",
     )
-    groups = efficiency.groups(data.records()[0])
+    groups = efficiency.groups(data.timed())
     if not groups:
         ui.no_records("No run has an efficiency curve yet.")
         return

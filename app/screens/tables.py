@@ -54,7 +54,7 @@ def built(number: str, records: list[Record], scored: list[Evaluated], paper: di
     """A table with a builder: its parts, what it says in words, and its notes."""
     if number in TABLES:
         build, layout = TABLES[number]
-        table = build(records, paper)
+        table = build(data.timed(alike=number != "4"), paper)
     else:
         table, layout = benchmark_tables.table(number, scored, records, paper), benchmark_tables.layout(number)
     grids = [tables.layout_grid(table, layout, i) for i in range(len(layout.parts))]
