@@ -98,6 +98,8 @@ class ReGateConfig(TrainingArguments):
         self._within("lambda_", self.combine != "convex" or self.lambda_ <= 1, "in [0, 1] with combine='convex'")
         self._within("active_set", self.active_set in ACTIVE_SETS, f"one of {ACTIVE_SETS}")
         self._within("policy", self.policy in POLICIES, f"one of {tuple(POLICIES)}")
+        whole = self.active_set not in ("kept-unsupervised", "prefix") or not POLICIES[self.policy].drawn
+        self._within("active_set", whole, "one that supervises every kept target: drawn ones stand for the others, too")
         self._within("attention_path", self.attention_path in ATTENTION_PATHS, f"one of {ATTENTION_PATHS}")
         self._within("loss_path", self.loss_path in LOSS_PATHS, f"one of {LOSS_PATHS}")
         self._within("on_bad_sample", self.on_bad_sample in ("raise", "skip"), "'raise' or 'skip'")

@@ -7,6 +7,7 @@ both for template and for free choice of words, which a text-only loss cannot te
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from regate.collate import OWN_COLUMNS
 from regate.elision import Elision
 from regate.reference import TextTeacher, load_teacher, weights_fingerprint
-from regate.reference_column import encoding_identity, identity
+from regate.reference_column import Losses, encoding_identity, identity, with_columns
 from regate.scoring import IGNORE, shift_labels
 
 
@@ -39,13 +40,15 @@ def add_visual_dependence(
     max_length: int | None = None,
     num_frames: int = 8,
     batch_size: int = 16,
+    cache_dir: str | os.PathLike[str] | None = None,
+    shard_rows: int = 4096,
 ) -> datasets.Dataset:
     """The data set with the visual dependence of every target, for ``ReGateConfig(policy="dependence")``.
 
     ``model``: the student as it is before fine-tuning; the better it sees, the better it tells. ``collator`` makes its
     batches from rows, as in training; ``max_length`` and ``num_frames`` must be those of the training. Fills the same
-    columns as :func:`regate.add_reference_losses`, with another ``reference_id``. Costs two forward passes without
-    gradients for each row, one with its visual tokens and one without.
+    columns as :func:`regate.add_reference_losses`, with another ``reference_id``; ``cache_dir`` and ``shard_rows`` are
+    as there. Costs two forward passes without gradients for each row, one with its visual tokens and one without.
 
     Raises ValueError for a data set that has such columns already, and for a collator that leaves rows out.
     """
@@ -60,23 +63,26 @@ def add_visual_dependence(
         seeing=weights_fingerprint(model),
         **encoding_identity(dataset.column_names, processor, max_length, num_frames),
     )
-    found: list[np.ndarray] = []
+    told = tqdm(total=len(dataset), desc="visual dependence", unit="sample", delay=5)
     elision = Elision(model)
+
+    def score(rows: datasets.Dataset) -> Losses:
+        found: Losses = []
+        for start in range(0, len(rows), batch_size):
+            taken = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+            batch = collator(taken)
+            if len(batch["labels"]) != len(taken):
+                names = [row["sample_id"] for row in taken]
+                raise ValueError(f"the collator left out some of the samples {names}: drop unusable rows before")
+            found += [scores.numpy().astype(np.float16) for scores in _dependence(teacher, elision, batch)]
+            told.update(len(taken))
+        return found
+
     try:
         with teacher.frozen():
-            for start in tqdm(range(0, len(dataset), batch_size), desc="visual dependence", unit="batch", delay=5):
-                rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-                batch = collator(rows)
-                if len(batch["labels"]) != len(rows):
-                    names = [row["sample_id"] for row in rows]
-                    raise ValueError(f"the collator left out some of the samples {names}: drop unusable rows before")
-                found += [scores.numpy().astype(np.float16) for scores in _dependence(teacher, elision, batch)]
+            return with_columns(dataset, reference_id, score, told, cache_dir, shard_rows)
     finally:
         elision.remove()
-    columns = {"reference_losses": found, "reference_id": [reference_id] * len(dataset)}
-    kinds = {"reference_losses": datasets.List(datasets.Value("float16")), "reference_id": datasets.Value("string")}
-    added = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
-    return datasets.concatenate_datasets([dataset, added], axis=1)
 
 
 def _dependence(teacher: TextTeacher, elision: Elision, batch: dict[str, Any]) -> list[Tensor]:

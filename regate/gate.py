@@ -73,7 +73,8 @@ FLOOR = 0.2
 
 
 def _floored(s: Signals) -> Tensor:
-    return _difficulty(s) + FLOOR
+    score = _difficulty(s)  # infinite for unobserved targets with lambda 0, and a probability cannot be
+    return torch.where(score.isinf(), s.reference, score) + FLOOR
 
 
 def _reference(s: Signals) -> Tensor:

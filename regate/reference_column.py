@@ -32,6 +32,8 @@ _REBUILD = (
 )
 
 Encoder = Callable[[dict[str, Any]], dict[str, Tensor]]
+Losses = list[np.ndarray | None]
+"""Of each row float16 [its targets]; None for a row that is left out."""
 
 
 def add_reference_losses(
@@ -76,11 +78,32 @@ def add_reference_losses(
         **encoding_identity(dataset.column_names, processor, max_length, num_frames, encode),
     )
     encode = encode or encoder_of(dataset.column_names, processor, max_length, num_frames, frames)
-    progress = tqdm(total=len(dataset), desc="reference losses", unit="sample", delay=5)
+    told = tqdm(total=len(dataset), desc="reference losses", unit="sample", delay=5)
+
+    def score(rows: datasets.Dataset) -> Losses:
+        return _score(rows, text_teacher, encode, batch_tokens, on_bad_sample, told.update)
+
+    return with_columns(dataset, reference_id, score, told, cache_dir, shard_rows)
+
+
+def with_columns(
+    dataset: datasets.Dataset,
+    reference_id: str,
+    score: Callable[[datasets.Dataset], Losses],
+    progress: tqdm,
+    cache_dir: str | os.PathLike[str] | None,
+    shard_rows: int,
+) -> datasets.Dataset:
+    """The data set with the columns ``reference_losses`` and ``reference_id``, scored shard by shard.
+
+    ``score``: rows -> for each float16 [its targets], or None for one to be left out. With ``cache_dir`` each shard is
+    a file that is written whole or not at all and found again; under torchrun each process computes its share.
+    """
 
     def shard(start: int) -> pa.Table:
         rows = dataset.select(range(start, min(start + shard_rows, len(dataset))))
-        return _score(rows, text_teacher, encode, reference_id, batch_tokens, on_bad_sample, progress.update)
+        columns = [pa.array(rows["sample_id"]), pa.array(score(rows), pa.list_(pa.float16()))]
+        return pa.Table.from_arrays([*columns, pa.array([reference_id] * len(rows))], schema=_SCHEMA)
 
     starts = range(0, len(dataset), shard_rows)
     if cache_dir is None:
@@ -175,11 +198,10 @@ def _score(
     rows: datasets.Dataset,
     teacher: TextTeacher,
     encode: Encoder,
-    reference_id: str,
     batch_tokens: int,
     on_bad_sample: str,
     report: Callable[[int], Any],
-) -> pa.Table:
+) -> Losses:
     encoded: list[tuple[Tensor, Tensor]] = []
     good: list[int] = []
     for index, row in enumerate(rows):
@@ -195,16 +217,11 @@ def _score(
             continue
         encoded.append((ids, labels))
         good.append(index)
-    losses: list[np.ndarray | None] = [None] * len(rows)
+    losses: Losses = [None] * len(rows)
     for index, loss in zip(good, score_rows(teacher, encoded, batch_tokens, report), strict=True):
         losses[index] = loss.numpy().astype(np.float16)
     report(len(rows) - len(good))
-    columns = [
-        pa.array(rows["sample_id"]),
-        pa.array(losses, pa.list_(pa.float16())),
-        pa.array([reference_id] * len(rows)),
-    ]
-    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+    return losses
 
 
 def _from_shards(folder: Path, starts: range, compute: Callable[[int], pa.Table], progress: tqdm) -> datasets.Dataset:

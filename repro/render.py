@@ -85,6 +85,11 @@ class Column:
     show: Callable[[Cells], str]
 
 
+ROW = Column("", lambda cells: next(iter(cells.values())).row)
+ORIGIN = Column("origin", lambda cells: next(iter(cells.values())).origin)
+"""Whose row it is, and where it comes from: every cell of a row says so."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One printed table of a section; rows for which `only` is false are left out."""

@@ -32,11 +32,11 @@ from regate.accounting import read_steps
 from regate.commands import add_lora
 from regate.conversations import load_conversations
 from regate.gate import METHOD_VERSION
+from repro.bench.material import STUDENT
 from repro.bench.record import BenchRecord, write
 from repro.bench.run import now
 from repro.bench.table import input_table
 
-STUDENT = Path(__file__).resolve().parents[2] / "results" / "students" / "internvl"
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for part in message['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<' + part['type'] + '>\n' }}{% endif %}{% endfor %}"

@@ -7,7 +7,6 @@ nearly all of a step is the decoder's and the head's. Rows are tokens already; t
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -26,11 +25,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from eval.machine import ROOT
 from regate.scoring import IGNORE
 from repro.bench.workloads import Decoder, Workload
 
 TEACHER = "bench"
-STUDENT = Path("results/students/internvl")
+STUDENT = ROOT / "results" / "students" / "internvl"
 _PATCH, _PAD, _END, _IMAGE, _FIRST_TEXT = 4, 0, 1, 2, 8
 
 

@@ -102,3 +102,29 @@ def test_a_collator_that_leaves_rows_out_is_refused():
     whole = TinyCollator("internvl", processor, rows)
     with pytest.raises(ValueError, match="left out some of the samples"):
         add_visual_dependence(data, model, processor, lambda batch: whole(batch[:-1]))
+
+
+def test_a_second_call_finds_what_the_first_one_stored(tmp_path):
+    model, processor = tiny_model("internvl")
+    data, rows = tiny_data("internvl", processor)
+    whole = TinyCollator("internvl", processor, rows)
+    calls = []
+
+    def counting(batch):
+        calls.append(len(batch))
+        return whole(batch)
+
+    shared = {"batch_size": 2, "cache_dir": tmp_path, "shard_rows": 4}
+    with pytest.raises(RuntimeError, match="killed"):  # after the first shard
+        add_visual_dependence(data, model, processor, lambda batch: killed(counting, batch, calls), **shared)
+    calls.clear()
+    again = add_visual_dependence(data, model, processor, counting, **shared)
+    assert sum(calls) == len(data) - 4
+    plain = add_visual_dependence(data, model, processor, whole, batch_size=2)
+    assert again["reference_losses"][:] == plain["reference_losses"][:]
+
+
+def killed(collator, batch, calls):
+    if sum(calls) >= 4:
+        raise RuntimeError("killed")
+    return collator(batch)

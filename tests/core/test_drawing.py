@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from regate.gate import POLICIES, decide, signals_of
 from regate.scoring import count_kept, draw, hashes, inclusion, shift_labels
+from tests.core.experiment import arguments
 
 
 @st.composite
@@ -51,8 +52,8 @@ def test_each_is_drawn_with_its_probability():
     assert torch.allclose(share, probability, atol=2 / steps)
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.5])
-def test_the_weighted_loss_is_the_dense_loss_in_expectation(ratio):
+@pytest.mark.parametrize(("ratio", "lambda_"), [(0.25, 0.5), (0.5, 0.5), (0.5, 0.0)])
+def test_the_weighted_loss_is_the_dense_loss_in_expectation(ratio, lambda_):
     labels = torch.full((1, 16), -100)
     labels[0, 3:15] = torch.arange(10, 22)
     labels[0, 14] = 7  # a marker: never a candidate, always there
@@ -64,10 +65,16 @@ def test_the_weighted_loss_is_the_dense_loss_in_expectation(ratio):
     for step in range(steps):
         signals = signals_of(
             labels, torch.tensor([5]), torch.full_like(reference, float("nan")), reference,
-            step=step, seed=1, lambda_=0.5, combine="convex",
+            step=step, seed=1, lambda_=lambda_, combine="convex",
         )  # fmt: skip
         gate = decide(POLICIES["drawn"], signals, labels, torch.ones_like(target), torch.tensor([7]), ratio)
         assert gate.weight is not None
         assert gate.supervised.sum() == count_kept(torch.tensor(11), ratio) + 1
         total += float((loss * gate.weight)[gate.supervised].sum())
     assert total / steps == pytest.approx(float(loss[target].sum()), rel=0.01)
+
+
+@pytest.mark.parametrize("active_set", ["kept-unsupervised", "prefix"])
+def test_active_sets_that_leave_drawn_targets_unsupervised_are_refused(tmp_path, active_set):
+    with pytest.raises(ValueError, match="stand for the others"):
+        arguments(tmp_path, policy="drawn", active_set=active_set)
