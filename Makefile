@@ -15,6 +15,13 @@ comma := ,
 PAPER = $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(filter-out twin,$(DATA)),--data $(DATA)) $(if $(MEDIA_ROOT),--media-root $(MEDIA_ROOT)) \
 	$(if $(GPUS),--gpus $(GPUS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(REHEARSE),--rehearse $(REHEARSE))
 
+# A training on the CPU takes the memory of its gradients anew in each step, and glibc hands such blocks back to the system, which
+# fills them with zeros: one arena that keeps what it has makes steps faster and steadier (docs/speed.md).
+repro-% bench bench-% calibrate students teachers: export MALLOC_ARENA_MAX := 1
+repro-% bench bench-% calibrate students teachers: export MALLOC_MMAP_MAX_ := 0
+repro-% bench bench-% calibrate students teachers: export MALLOC_TRIM_THRESHOLD_ := 100000000000
+repro-% bench bench-% calibrate students teachers: export MALLOC_TOP_PAD_ := 268435456
+
 ifeq ($(DATA),hub)
 export HF_HUB_OFFLINE ?= 0
 endif

@@ -42,6 +42,7 @@ def environment(root: str | Path = ROOT, *, threads: int | None = None) -> dict[
         "threads": threads if threads is not None else int(asked) if asked.isdecimal() else cores,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": _gpu(),
+        "allocator": {k: v for k, v in sorted(os.environ.items()) if k.startswith("MALLOC_")} or None,
     }
     return {"versions": _versions(), "hardware": hardware, "commit": commit, "dirty": dirty}
 

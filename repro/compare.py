@@ -19,7 +19,7 @@ from repro.stats import Interval
 BASELINE = "stock"
 METRIC = "content_accuracy"
 """The validation metric on which peak and crossing are read."""
-TIMED_ON = ("cpu", "cores", "threads", "gpu")
+TIMED_ON = ("cpu", "cores", "threads", "gpu", "allocator")
 STUDENTS = {"internvl": "InternVL3.5", "videollama": "VideoLLaMA2", "videochat": "VideoChat2"}
 """How a record's student begins -> the paper's name of it."""
 

@@ -34,6 +34,7 @@ LABELS = {
     "length": "positions of a sequence",
     "ratio": "share of answer tokens kept",
     "batch": "sequences in a batch",
+    "short": "sequences in a batch (128 + 24 + 56, SmolLM2-135M)",
     "vocabulary": "entries of the vocabulary",
     "samples": "samples of the data set",
 }

@@ -27,10 +27,10 @@ from repro.bench.lanes import Lane
 from repro.bench.measure import flops_of
 from repro.bench.record import BenchRecord, write
 from repro.bench.run import now, quiet, ready
-from repro.bench.workloads import NANO, Decoder, Workload
+from repro.bench.workloads import NANO, Decoder, Workload, workloads
 
 SMALL = Decoder(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=768, vocabulary=8192)
-ROUNDS, BATCH_ROWS, ANSWER = 5, 8, 40
+ROUNDS, SHORT_ROUNDS, BATCH_ROWS, ANSWER = 5, 3, 8, 40
 CONTESTANTS = ("stock", "dense", "gated")
 
 
@@ -42,6 +42,7 @@ class Point:
     x: float
     workload: Workload
     ratio: float = 0.5
+    rounds: int = ROUNDS
 
     @property
     def name(self) -> str:
@@ -50,7 +51,10 @@ class Point:
 
 
 def points(decoder: Decoder = SMALL, nano: bool = False) -> list[Point]:
-    """All sweeps of steps. A quarter of a sequence is prompt, and the answer half of it; one picture of 16 tokens."""
+    """All sweeps of steps. A quarter of a sequence is prompt, and the answer half of it; one picture of 16 tokens.
+
+    ``short`` is the bench's own workload of that name: what a larger batch makes of the cost that every step has.
+    """
     lengths = (256, 512) if nano else (256, 512, 1024, 2048, 4096, 8192)
     ratios = (0.1, 1.0) if nano else (0.1, 0.25, 0.5, 0.75, 1.0)
     batches = (1, 2) if nano else (1, 2, 4, 8, 16)
@@ -58,6 +62,9 @@ def points(decoder: Decoder = SMALL, nano: bool = False) -> list[Point]:
     found = [Point("length", n, _workload(n, 1, decoder)) for n in lengths]
     found += [Point("ratio", r, _workload(256 if nano else 1024, 1, decoder), r) for r in ratios]
     found += [Point("batch", b, _workload(256, b, decoder)) for b in batches]
+    short = next(w for w in workloads() if w.name == "short-fp32")
+    short = dataclasses.replace(short, decoder=decoder) if nano else short
+    found += [Point("short", b, dataclasses.replace(short, batch=b), rounds=SHORT_ROUNDS) for b in batches]
     return found + [
         Point("vocabulary", v, _workload(256, 2, dataclasses.replace(decoder, vocabulary=v))) for v in vocabularies
     ]
@@ -89,7 +96,7 @@ def measure_point(point: Point, device: str, folder: Path, seed: int) -> dict[st
             entry = getattr(lane.trainer, "_last_entry", None)
             found["positions"][name] = entry["tokens"].active if entry else everything
             found["times"][name] = []
-        for _ in range(ROUNDS):
+        for _ in range(point.rounds):
             for name, lane in lanes.items():
                 found["times"][name].append(lane.step())
     finally:

@@ -86,7 +86,7 @@ def workloads(device: str = "cpu") -> tuple[Workload, ...]:
     most = (*peers, *paths)
     slow = SMOL[:3] if device == "cpu" else SMOL  # bfloat16 is slow there; what gating costs, float32 tells
     return (
-        Workload("short-bf16", 2, 64, 24, 56, times, "bfloat16", timed=slow, others=("gated", *paths)),
+        Workload("short-bf16", 2, 64, 24, 56, 2 * times, "bfloat16", timed=slow, others=("gated", *paths)),
         Workload("short-fp32", 2, 64, 24, 56, 2 * times, "float32", timed=SMOL, others=EXTRA),
         Workload("long-answer", 1, 64, 32, 256, 4 * times, half, timed=PAIR, others=most),
         Workload("paper-shaped", 8, 169, 50, 230, times, half, paper, timed=PAIR, others=most, seconds=240.0),
