@@ -104,15 +104,17 @@ class Recipe:
 
     def step_kind(self, sparse: bool) -> str:
         """What decides the cost of a step, as text: steps of one kind cost the same on one machine."""
+        frozen, usual = self.tuning.get("freeze", []), TUNING[self.student].get("freeze", [])
+        trains = "" if frozen == usual else f"frozen {', '.join(frozen) or 'nothing'}: "
         if not self.gate:
-            return "random_ltd" if self.random_ltd else "stock"
+            return trains + ("random_ltd" if self.random_ltd else "stock")
         if not sparse:
-            return "dense"
+            return f"{trains}dense"
         gate = {"keep_ratio": 0.5, "active_set": "predictors", "visual_keep_ratio": 1} | self.gate
         end = gate.get("keep_ratio_final")
         ratio = gate["keep_ratio"] if end is None else f"{gate['keep_ratio']} to {end}"
         share = "all" if gate["policy"] == "dense" else f"{gate['policy']} {ratio}"
-        return f"{share}, {gate['active_set']}, visual {gate['visual_keep_ratio']}"
+        return f"{trains}{share}, {gate['active_set']}, visual {gate['visual_keep_ratio']}"
 
 
 # The paper's warm-up and cycles (100, C 128, F 16) belong to thousands of steps; these keep about their shares of 256.

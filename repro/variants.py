@@ -144,7 +144,7 @@ def push() -> Variants:
     labels (dependence), each also without holes in the context. Sparse steps train on contexts with holes, and the
     student is judged on whole ones: heal it at the end (cooldown, rising ratio), make fewer holes (predictors+kept,
     chunks), or none (prefix), or mix whole rows in (mixed). Or spend where it counts: the micro-batch's hardest
-    (batch), fewer visual positions (visual50).
+    (batch), fewer visual positions (visual50), a vision tower that is not trained (frozen).
     """
     end, whole = {"gate_cooldown_steps": 48}, {"active_set": "prefix"}
     gates: dict[str, tuple[str, dict[str, Any]]] = {
@@ -166,9 +166,25 @@ def push() -> Variants:
         "dependence-kept": ("visual dependence, predictors and kept", {"policy": "dependence"} | KEPT),
         "dependence-loss": ("visual dependence, loss only", {"policy": "dependence_loss_only"}),
     }
-    return {name: Variant("push", label, gate=gate) for name, (label, gate) in gates.items()} | {
-        name: Variant("push", label, gate=gate, recipe={"teacher": "seeing"}) for name, (label, gate) in seeing.items()
-    }
+    found = {name: Variant("push", label, gate=gate) for name, (label, gate) in gates.items()}
+    for name, (label, gate) in seeing.items():
+        found[name] = Variant("push", label, gate=gate, recipe={"teacher": "seeing"})
+    return found | frozen(gates["drawn"][1] | KEPT | end)
+
+
+def frozen(gate: dict[str, Any]) -> Variants:
+    """A vision tower that stays as it was prepared: no gradient, so half or more of what no gate of answers can save.
+
+    Dense and with ``gate``, over the whole of the steps and three quarters of them.
+    """
+    recipe = {"tuning": {"freeze": ["vision_tower"]}}
+    found: Variants = {}
+    for name, label, of, changes in (("frozen", "", "dense", {}), ("frozen-drawn", ", drawn", "regate", gate)):
+        for percent in (100, 75):
+            suffix, words = ("", "") if percent == 100 else (f"-budget{percent}", f", {percent} %")
+            said = f"frozen tower{label}{words}"
+            found[name + suffix] = Variant("push", said, of, gate=changes, recipe=recipe, budget=percent / 100)
+    return found
 
 
 TIERS: dict[str, Variants] = {
