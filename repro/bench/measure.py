@@ -22,7 +22,7 @@ from repro.bench.lanes import Lane, synchronize
 from repro.bench.verdicts import MIN_ROUNDS
 from repro.bench.workloads import Workload
 
-MAX_ROUNDS, OTHERS_EVERY, WARM_UP = 200, 10, 2
+MAX_ROUNDS, OTHERS_EVERY, WARM_UP = 200, 15, 2
 
 
 @dataclass

@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from repro.bench.record import BenchRecord, load
 from repro.figures import LOOKS, STYLE, Look
@@ -34,7 +35,7 @@ LABELS = {
     "length": "positions of a sequence",
     "ratio": "share of answer tokens kept",
     "batch": "sequences in a batch",
-    "short": "sequences in a batch (128 + 24 + 56, SmolLM2-135M)",
+    "short": "short-fp32: sequences in a batch",
     "vocabulary": "entries of the vocabulary",
     "samples": "samples of the data set",
 }
@@ -91,12 +92,22 @@ def draw(sweep: str, points: Sequence[Mapping[str, Any]]) -> bytes:
             axes.set_yscale("log")
             if sweep != "ratio":
                 axes.set_xscale("log")
+                axes.set_xticks([point["x"] for point in points], labels=[_short(point["x"]) for point in points])
+                axes.xaxis.set_minor_locator(NullLocator())
         left.legend(frameon=False, fontsize=7)
         buffer = io.BytesIO()
         metadata = {"Date": None, "Creator": None, "Identifier": f"data-sha256:{digest(points)}"}
         figure.savefig(buffer, format="svg", metadata=metadata)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _short(count: float) -> str:
+    """151936 -> 152k."""
+    for unit, letter in ((1_000_000, "M"), (1_000, "k")):
+        if count >= 10 * unit or (count >= unit and count % unit == 0):
+            return f"{count / unit:.0f}{letter}"
+    return f"{count:g}"
 
 
 def _line(axes: Axes, look: Look, lines: Mapping[str, list[float]], key: str) -> None:
