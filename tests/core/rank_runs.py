@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "blank": {"blank": 4},  # a row without targets: four ranks, one row each, and one of them has nothing to learn
 }
 ENGINES = ("ddp", "fsdp2")
-LIMIT_S = 200
+LIMIT_S = 500
 """After so long a rank that waits for others in vain is killed."""
 
 

@@ -27,7 +27,7 @@ def runs(tmp_path_factory) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.core.rank_runs", str(folder)]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=4 * LIMIT_S
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=2 * LIMIT_S
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return folder
