@@ -30,7 +30,8 @@ class Report:
 def merged(parts: list[Observations]) -> Observations:
     """Observations of several micro-batches as one, on the CPU: rows that have any, in their order."""
     if not parts:
-        return Observations(*(torch.empty(0, dtype=torch.long) for _ in range(3)), torch.empty(0))
+        none = torch.empty(0, dtype=torch.long)
+        return Observations(none, none, none, torch.empty(0))
     offsets = torch.tensor([0, *[len(p.sample) for p in parts]]).cumsum(0).tolist()
     row = torch.cat([p.row + offset for p, offset in zip(parts, offsets, strict=False)]).cpu()
     rows, row = row.unique(sorted=True, return_inverse=True)
@@ -67,7 +68,7 @@ def unpack(packed: bytes, counts: int, sums: int) -> Report:
 
     def take(dtype: type, number: int) -> np.ndarray:
         nonlocal at
-        values = np.frombuffer(packed, dtype, number, at)
+        values: np.ndarray = np.frombuffer(packed, dtype, number, at)
         at += values.nbytes
         return values
 

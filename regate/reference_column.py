@@ -246,34 +246,38 @@ def _from_shards(
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    # Without cpu=True accelerate takes torchrun's processes on a machine without a GPU for one each.
+    state = PartialState(cpu=not torch.cuda.is_available())
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{start:010d}.arrow" for start in starts]
-    # One process looks, before any writes: all must deal out the same shards.
-    missing = [number for number, path in enumerate(paths) if state.is_main_process and not _is_whole(path)]
+    # One process looks, before any writes: all must share out the same shards.
+    missing = [start for start in starts if state.is_main_process and _whole_shard(folder, start) is None]
     (missing,) = broadcast_object_list([missing]) if state.num_processes > 1 else [missing]
-    if len(missing) < len(paths):
-        logger.info("%d of %d shards are there already", len(paths) - len(missing), len(paths))
     mine = missing[state.process_index :: state.num_processes]
-    told.begin(sum(min(starts.step, size - starts[number]) for number in mine), folder, state.process_index)
-    for number in mine:
-        table = compute(starts[number])
-        temporary = paths[number].with_suffix(".tmp")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-            writer.write_table(table)
-        os.replace(temporary, paths[number])
-        told.shard(paths[number].stem)
+    told.begin(sum(min(starts.step, size - start) for start in mine), folder, state.process_index)
+    for start in mine:
+        _write_shard(folder, start, compute(start))
+        told.shard(f"{start:010d}")
     state.wait_for_everyone()
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])  # memory-mapped
+    files = {path.name[:10]: path for path in folder.glob("*.arrow")}
+    parts = [datasets.Dataset.from_file(str(files[f"{start:010d}"])) for start in starts]
+    return datasets.concatenate_datasets(parts)  # memory-mapped
 
 
-def _is_whole(path: Path) -> bool:
+def _write_shard(folder: Path, start: int, table: pa.Table) -> None:
+    temporary = folder / f"{start:010d}.tmp"
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        writer.write_table(table)
+    os.replace(temporary, temporary.with_suffix(".arrow"))
+
+
+def _whole_shard(folder: Path, start: int) -> Path | None:
+    path = folder / f"{start:010d}.arrow"
     try:
         with pa.memory_map(str(path)) as source:
             pa.ipc.open_stream(source).read_all().validate()
     except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+        return None
+    return path
 
 
 def _content_key(dataset: datasets.Dataset, reference_id: str, shard_rows: int) -> str:

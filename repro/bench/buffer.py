@@ -74,16 +74,16 @@ def rank_of(rank: int, ranks: int, port: int, samples: int, folder: str) -> None
             own = Report(torch.zeros(10, dtype=torch.int64), torch.zeros(8, dtype=torch.float64), mine)
             found["bytes"][f"sent, {kind}"] = len(pack(own)) + 8
             accelerator.wait_for_everyone()
-            reports = step(f"exchange, {kind}", lambda own=own: exchange(own))
-            step(f"update, {kind}", lambda reports=reports, epoch=epoch: update(buffer, reports, epoch))
-            step(f"look up, {kind}", lambda mine=mine: buffer.lookup(mine.sample, TARGETS))
+            reports = step(f"exchange, {kind}", exchange, own)
+            step(f"update, {kind}", update, buffer, reports, epoch)
+            step(f"look up, {kind}", buffer.lookup, mine.sample, TARGETS)
     found["step"] = {name: seconds[1:] for name, seconds in step.seconds.items()}
     disk, path = _Stopwatch(), Path(folder) / FILE_NAME
     for _ in range(DISK_ROUNDS if rank == 0 else 0):
-        disk("save", lambda: buffer.save(folder))
-        disk("load", lambda: buffer.load(folder))
+        disk("save", buffer.save, folder)
+        disk("load", buffer.load, folder)
         forget(path)
-        disk("load, not in memory", lambda: buffer.load(folder))
+        disk("load, not in memory", buffer.load, folder)
     accelerator.wait_for_everyone()
     if rank == 0:
         found["bytes"]["file"] = path.stat().st_size
@@ -111,9 +111,9 @@ class _Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+    def __call__(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         start = time.perf_counter()
-        result = work()
+        result = work(*arguments)
         self.seconds.setdefault(name, []).append(time.perf_counter() - start)
         return result
 
