@@ -92,9 +92,9 @@ def reference(args: Reference) -> None:
         settings["reference_id"] = scored[0]["reference_id"]
         save(scored, settings, args.output)
         shutil.rmtree(parts, ignore_errors=True)
+        speed = f"; {samples / seconds:.1f} samples and {tokens / seconds:.0f} tokens/s a process" if seconds else ""
         print(
-            f"{len(scored)} samples, {left_out} left out, {targets} targets, {time.monotonic() - start:.0f} s; each "
-            f"process scored {samples / seconds:.1f} samples and {tokens / seconds:.0f} tokens a second\n"
+            f"{len(scored)} samples, {left_out} left out, {targets} targets, {time.monotonic() - start:.0f} s{speed}\n"
             f"reference loss in nats: mean {mean:.3f}; 10 % below {low:.3f}, half below {middle:.3f}, "
             f"90 % below {high:.3f}\n"
             f"written to {args.output}\n"
