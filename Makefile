@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 repro-table5 repro-rivals repro-budgets repro-ablations \
-	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling app teacher test-app
+	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling bench-buffer app teacher test-app
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -104,6 +104,9 @@ bench: setup ## our steps against the stock Trainer's, TRL's and rivals, in turn
 
 bench-input: setup ## what a step waits for: samples a second with and without workers and caches
 	$(BIN)/python -m repro.bench.input --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-buffer: setup ## the difficulty buffer of up to 3M samples of 100 targets: memory, exchange between ranks, save, load
+	$(BIN)/python -m repro.bench.buffer --runs $(RUNS)
 
 bench-scaling: setup ## how time and memory grow with length, ratio, batch, vocabulary, samples
 	$(BIN)/python -m repro bench --scaling --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))

@@ -77,9 +77,7 @@ class ReGateConfig(TrainingArguments):
     cache_gb: float = field(default=100.0, metadata={"help": "Limit of each of these folders, in 1e9 bytes."})
     trace_samples: list[int] = field(
         default_factory=list,
-        metadata={
-            "help": "Sample ids traced step by step: losses, scores, decisions (of the main process, with several)."
-        },
+        metadata={"help": "Sample ids traced step by step: losses, scores, decisions."},
     )
 
     def __post_init__(self):

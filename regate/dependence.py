@@ -15,13 +15,13 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from regate.collate import OWN_COLUMNS
 from regate.elision import Elision
 from regate.reference import TextTeacher, load_teacher, weights_fingerprint
 from regate.reference_column import Losses, encoding_identity, identity, with_columns
 from regate.scoring import IGNORE, shift_labels
+from regate.throughput import Throughput
 
 
 def divergence(seeing: Tensor, blind: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def add_visual_dependence(
         seeing=weights_fingerprint(model),
         **encoding_identity(dataset.column_names, processor, max_length, num_frames),
     )
-    told = tqdm(total=len(dataset), desc="visual dependence", unit="sample", delay=5)
+    told = Throughput("visual dependence", len(dataset))
     elision = Elision(model)
 
     def score(rows: datasets.Dataset) -> Losses:
@@ -75,7 +75,7 @@ def add_visual_dependence(
                 names = [row["sample_id"] for row in taken]
                 raise ValueError(f"the collator left out some of the samples {names}: drop unusable rows before")
             found += [scores.numpy().astype(np.float16) for scores in _dependence(teacher, elision, batch)]
-            told.update(len(taken))
+            told.update(len(taken), int(batch["attention_mask"].sum()))
         return found
 
     try:

@@ -1,5 +1,6 @@
 """The EMA of every target's student loss (Eq. 2), for all samples, the same on every rank, saved in checkpoints."""
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class DifficultyBuffer:
     def slots(self, sample: Tensor) -> np.ndarray:
         """Slots [R] of sample ids [R]; KeyError naming ids that the data set does not have."""
         wanted = sample.cpu().numpy()
-        slots = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
+        # Of the ids' own type, or numpy would copy all of them to int64 for each search.
+        slots = np.minimum(np.searchsorted(self.ids, wanted.astype(np.int32)), len(self.ids) - 1)
         unknown = wanted[self.ids[slots] != wanted]
         if len(unknown):
             raise KeyError(f"sample ids {unknown[:5].tolist()} are not in the training set the buffer was made for")
@@ -94,7 +96,7 @@ class DifficultyBuffer:
         fresh = torch.from_numpy(first & (self.mark[slots] != epoch % 2**15).numpy())
         taken = fresh[seen.row]
         row, ordinal = seen.row[taken], seen.ordinal[taken]
-        length = torch.from_numpy(np.diff(self.offsets)[slots])
+        length = torch.from_numpy(self.offsets[slots + 1] - self.offsets[slots])
         if (ordinal >= length[row]).any():
             bad = seen.sample[row[ordinal >= length[row]][0]]
             raise ValueError(
@@ -106,6 +108,7 @@ class DifficultyBuffer:
         self.ema[index] = new.clamp(max=_FP16_MAX).half()
         self.mark[torch.from_numpy(slots)[fresh]] = epoch % 2**15
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of which samples and how many targets each: a checkpoint of other data is refused by it."""
         digest = hashlib.blake2b(self.ids.tobytes(), digest_size=16)
@@ -116,7 +119,7 @@ class DifficultyBuffer:
         """Write the buffer into a checkpoint directory, atomically."""
         path = Path(directory) / FILE_NAME
         temporary = path.with_suffix(".tmp")
-        save_file({"ema": self.ema, "mark": self.mark}, temporary, metadata={"data": self.fingerprint()})
+        save_file({"ema": self.ema, "mark": self.mark}, temporary, metadata={"data": self.fingerprint})
         os.replace(temporary, path)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
@@ -130,7 +133,7 @@ class DifficultyBuffer:
                 f"{path}: the difficulty EMA of this checkpoint cannot be read ({error}). Resume from another "
                 "checkpoint, or start anew without resume_from_checkpoint."
             ) from error
-        if data != self.fingerprint():
+        if data != self.fingerprint:
             raise ValueError(
                 f"{path}: the EMA belongs to another training set (other sample ids or other answer lengths). Resume "
                 "with the data set, template and truncation the run was started with."

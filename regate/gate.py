@@ -162,6 +162,11 @@ class Gate:
     ratio: float
     weight: Tensor | None = None  # float64 [B, L]: of each supervised target's loss; None: 1 for all
 
+    def of_rows(self, rows: Tensor) -> "Gate":
+        """The same with no targets in the rows that are False in ``rows`` [B]; what is computed stays."""
+        masked = {name: getattr(self, name) & rows[:, None] for name in ("target", "candidate", "kept", "supervised")}
+        return replace(self, **masked)
+
 
 def decide(
     policy: Policy,

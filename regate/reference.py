@@ -131,9 +131,13 @@ def length_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 
 def score_rows(
-    teacher: TextTeacher, rows: list[tuple[Tensor, Tensor]], batch_tokens: int, report: Callable[[int], Any] = int
+    teacher: TextTeacher,
+    rows: list[tuple[Tensor, Tensor]],
+    batch_tokens: int,
+    report: Callable[[int, int], Any] = lambda rows, tokens: None,
 ) -> list[Tensor]:
-    """Reference losses of ``rows`` in their order, batched by length; ``report(n)`` is told of every n rows done."""
+    """Reference losses of ``rows`` in their order, batched by length; ``report(rows, tokens)`` is told of every batch
+    done: its rows, and the tokens that the teacher attended to."""
     hidden = torch.tensor(teacher.placeholder_ids, dtype=torch.long)
     lengths = [len(ids) if teacher.attend_placeholders else int((~torch.isin(ids, hidden)).sum()) for ids, _ in rows]
     losses: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -141,7 +145,7 @@ def score_rows(
         for batch in length_batches(lengths, batch_tokens):
             for index, loss in zip(batch, teacher.losses([rows[i] for i in batch]), strict=True):
                 losses[index] = loss
-            report(len(batch))
+            report(len(batch), sum(lengths[i] for i in batch))
     return losses
 
 

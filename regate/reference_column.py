@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from regate.reference import TextTeacher, load_teacher, score_rows
+from regate.throughput import Throughput
 from regate.turns import BadSample
 
 logger = logging.getLogger(__name__)
@@ -78,10 +78,10 @@ def add_reference_losses(
         **encoding_identity(dataset.column_names, processor, max_length, num_frames, encode),
     )
     encode = encode or encoder_of(dataset.column_names, processor, max_length, num_frames, frames)
-    told = tqdm(total=len(dataset), desc="reference losses", unit="sample", delay=5)
+    told = Throughput("reference losses", len(dataset))
 
     def score(rows: datasets.Dataset) -> Losses:
-        return _score(rows, text_teacher, encode, batch_tokens, on_bad_sample, told.update)
+        return _score(rows, text_teacher, encode, batch_tokens, on_bad_sample, told)
 
     return with_columns(dataset, reference_id, score, told, cache_dir, shard_rows)
 
@@ -90,14 +90,16 @@ def with_columns(
     dataset: datasets.Dataset,
     reference_id: str,
     score: Callable[[datasets.Dataset], Losses],
-    progress: tqdm,
+    told: Throughput,
     cache_dir: str | os.PathLike[str] | None,
     shard_rows: int,
 ) -> datasets.Dataset:
     """The data set with the columns ``reference_losses`` and ``reference_id``, scored shard by shard.
 
     ``score``: rows -> for each float16 [its targets], or None for one to be left out. With ``cache_dir`` each shard is
-    a file that is written whole or not at all and found again; under torchrun each process computes its share.
+    a file that is written whole or not at all and found again; under torchrun each process computes its share of those
+    that are missing, so that a lost process loses the shard it was at, and any number of processes can go on. The
+    columns are joined as memory-mapped files: nothing is copied.
     """
 
     def shard(start: int) -> pa.Table:
@@ -111,14 +113,15 @@ def with_columns(
         scored = datasets.Dataset(datasets.table.InMemoryTable(table))
     else:
         folder = Path(cache_dir) / _content_key(dataset, reference_id, shard_rows)
-        scored = _from_shards(folder, starts, shard, progress)
-    progress.close()
+        scored = _from_shards(folder, starts, len(dataset), shard, told)
+    told.close()
 
-    good = np.flatnonzero(scored.with_format("arrow")[:]["reference_losses"].is_valid().to_numpy())
-    if len(good) < len(dataset):
-        logger.warning("%d of %d samples were left out; each is named above", len(dataset) - len(good), len(dataset))
-        dataset, scored = dataset.select(good), scored.select(good)
-    return datasets.concatenate_datasets([dataset, scored.remove_columns("sample_id")], axis=1)
+    valid = scored.with_format("arrow")[:]["reference_losses"].is_valid().to_numpy()
+    joined = datasets.concatenate_datasets([dataset, scored.remove_columns("sample_id")], axis=1)
+    if valid.all():
+        return joined
+    logger.warning("%d of %d samples were left out; each is named above", (~valid).sum(), len(dataset))
+    return joined.select(np.flatnonzero(valid))
 
 
 def encoder_of(
@@ -184,7 +187,7 @@ def check_reference(dataset: datasets.Dataset, expected: dict[str, str]) -> np.n
             )
     lengths = pc.list_value_length(table["reference_losses"]).to_numpy().astype(np.int64)
     if "labels" in columns:
-        targets = np.array([sum(x != -100 for x in row[1:]) for row in table["labels"].to_pylist()])
+        targets = _count_targets(table["labels"])
         wrong = np.flatnonzero(targets != lengths)
         if len(wrong):
             raise ValueError(
@@ -194,13 +197,26 @@ def check_reference(dataset: datasets.Dataset, expected: dict[str, str]) -> np.n
     return lengths
 
 
+def _count_targets(labels: pa.ChunkedArray) -> np.ndarray:
+    """Targets of each row, int64 [rows]: labels other than -100, the first of a row left out."""
+    counts = []
+    for chunk in labels.chunks:
+        lengths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False).astype(np.int64)
+        ends = np.cumsum(lengths)
+        target = pc.list_flatten(chunk).to_numpy(zero_copy_only=False) != -100
+        target[(ends - lengths)[lengths > 0]] = False
+        upto = np.concatenate([[0], np.cumsum(target)])
+        counts.append(upto[ends] - upto[ends - lengths])
+    return np.concatenate([np.empty(0, np.int64), *counts])
+
+
 def _score(
     rows: datasets.Dataset,
     teacher: TextTeacher,
     encode: Encoder,
     batch_tokens: int,
     on_bad_sample: str,
-    report: Callable[[int], Any],
+    told: Throughput,
 ) -> Losses:
     encoded: list[tuple[Tensor, Tensor]] = []
     good: list[int] = []
@@ -218,40 +234,50 @@ def _score(
         encoded.append((ids, labels))
         good.append(index)
     losses: Losses = [None] * len(rows)
-    for index, loss in zip(good, score_rows(teacher, encoded, batch_tokens, report), strict=True):
+    for index, loss in zip(good, score_rows(teacher, encoded, batch_tokens, told.update), strict=True):
         losses[index] = loss.numpy().astype(np.float16)
-    report(len(rows) - len(good))
+    told.update(len(rows) - len(good), 0)
     return losses
 
 
-def _from_shards(folder: Path, starts: range, compute: Callable[[int], pa.Table], progress: tqdm) -> datasets.Dataset:
+def _from_shards(
+    folder: Path, starts: range, size: int, compute: Callable[[int], pa.Table], told: Throughput
+) -> datasets.Dataset:
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    # Without cpu=True accelerate takes torchrun's processes on a machine without a GPU for one each.
+    state = PartialState(cpu=not torch.cuda.is_available())
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{start:010d}.arrow" for start in starts]
-    for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
-        if number % state.num_processes != state.process_index:
-            continue
-        if _is_whole(path):
-            progress.update(pa.ipc.open_stream(path).read_all().num_rows)
-            continue
-        table = compute(start)
-        temporary = path.with_suffix(".tmp")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-            writer.write_table(table)
-        os.replace(temporary, path)
+    # One process looks, before any writes: all must share out the same shards.
+    missing = [start for start in starts if state.is_main_process and _whole_shard(folder, start) is None]
+    (missing,) = broadcast_object_list([missing]) if state.num_processes > 1 else [missing]
+    mine = missing[state.process_index :: state.num_processes]
+    told.begin(sum(min(starts.step, size - start) for start in mine), folder, state.process_index)
+    for start in mine:
+        _write_shard(folder, start, compute(start))
+        told.shard(f"{start:010d}")
     state.wait_for_everyone()
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])  # memory-mapped
+    files = {path.name[:10]: path for path in folder.glob("*.arrow")}
+    parts = [datasets.Dataset.from_file(str(files[f"{start:010d}"])) for start in starts]
+    return datasets.concatenate_datasets(parts)  # memory-mapped
 
 
-def _is_whole(path: Path) -> bool:
+def _write_shard(folder: Path, start: int, table: pa.Table) -> None:
+    temporary = folder / f"{start:010d}.tmp"
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        writer.write_table(table)
+    os.replace(temporary, temporary.with_suffix(".arrow"))
+
+
+def _whole_shard(folder: Path, start: int) -> Path | None:
+    path = folder / f"{start:010d}.arrow"
     try:
         with pa.memory_map(str(path)) as source:
             pa.ipc.open_stream(source).read_all().validate()
     except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+        return None
+    return path
 
 
 def _content_key(dataset: datasets.Dataset, reference_id: str, shard_rows: int) -> str:

@@ -23,19 +23,38 @@ SCHEMA = pa.schema(
 
 
 class Trace:
-    """Rows of :data:`SCHEMA` for the samples in ``sample_ids``, kept in memory and rewritten at every save."""
+    """Rows of :data:`SCHEMA` for the samples in ``sample_ids``, kept in memory and rewritten at every save.
+
+    Each rank observes its own micro-batches; what it has ``taken`` goes to the rank that writes the file.
+    """
 
     def __init__(self, path: str | os.PathLike[str], sample_ids: list[int]):
         self.path = Path(path)
         self.sample_ids = set(sample_ids)
         self._rows: list[dict] = []
+        self._observed: list[dict] = []
 
-    def add(self, step: int, sample: Tensor, target: Tensor, ratio: float, **columns: Tensor) -> None:
+    def observe(self, step: int, sample: Tensor, target: Tensor, ratio: float, **columns: Tensor) -> None:
         """One micro-batch: sample ids [B], ``target`` and every column [B, L] in predictor space."""
         for row, sample_id in enumerate(sample.tolist()):
-            if sample_id in self.sample_ids:
+            if sample_id in self.sample_ids and target[row].any():
                 values = {name: column[row][target[row]].tolist() for name, column in columns.items()}
-                self._rows.append({"step": step, "sample_id": sample_id, "ratio": ratio, **values})
+                self._observed.append({"step": step, "sample_id": sample_id, "ratio": ratio, **values})
+
+    def taken(self) -> bytes:
+        """What was observed since the last call, for :meth:`add` on any rank; empty if nothing was."""
+        if not self._observed:
+            return b""
+        table, self._observed = pa.Table.from_pylist(self._observed, schema=SCHEMA), []
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, SCHEMA) as writer:
+            writer.write_table(table)
+        return sink.getvalue().to_pybytes()
+
+    def add(self, taken: bytes) -> None:
+        """Keep rows that some rank has observed."""
+        if taken:
+            self._rows += pa.ipc.open_stream(taken).read_all().to_pylist()
 
     def save(self) -> None:
         """Write the file, atomically."""

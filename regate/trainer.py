@@ -21,16 +21,19 @@ from transformers import ProcessorMixin, TrainerCallback
 
 from regate.accounting import FlopModel, StepClock, StepLog, Tokens, causal_pairs, count_tokens, peak_memory_bytes
 from regate.checkpoint import SafeTrainer
-from regate.collate import OWN_COLUMNS, GateCollator, intact
+from regate.collate import NO_PLACE, OF_COLLATOR, OWN_COLUMNS, GateCollator, intact
 from regate.config import ReGateConfig
 from regate.difficulty import DifficultyBuffer, Observations
 from regate.elision import Elision
+from regate.exchange import Exchange, Report, merged
+from regate.fillers import find_fillers
 from regate.gate import POLICIES, Gate, decide, signals_of
 from regate.paths.select import select_paths
 from regate.reference import weights_fingerprint
 from regate.reference_column import check_reference, encoding_identity
 from regate.schedule import keep_ratio_at
 from regate.scoring import IGNORE, ordinals, shift_labels, spread
+from regate.tail import rows_of_its_own
 from regate.tokens import placeholder_token_ids, special_token_ids
 from regate.trace import Trace
 
@@ -128,7 +131,7 @@ class ReGateTrainer(SafeTrainer):
             from regate.vision_cache import VisionCache
 
             self.vision = VisionCache.of_trainer(self)
-        self.data_collator = GateCollator(self.data_collator)
+        self.data_collator = GateCollator(self.data_collator, self._fillers())
         # The stock count of targets sees the gated labels, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = True
         self.policy = POLICIES[args.policy]
@@ -147,6 +150,7 @@ class ReGateTrainer(SafeTrainer):
         self._step = Step(epoch=0, ratio=1.0)
         self._last_entry: dict[str, Any] = {}
         self.num_skipped = 0
+        self._exchange = Exchange(self.accelerator)
         self.step_log = StepLog(Path(args.output_dir) / "steps.jsonl")
         self.observers: list[Callable[[int, Gated], None]] = []
         self.trace = Trace(Path(args.output_dir) / "trace.parquet", args.trace_samples) if args.trace_samples else None
@@ -170,6 +174,13 @@ class ReGateTrainer(SafeTrainer):
         counts = check_reference(self.train_dataset, expected)
         sample_ids = self.train_dataset.with_format("numpy", columns=["sample_id"])[:]["sample_id"]
         return DifficultyBuffer(sample_ids, counts, self.args.beta)
+
+    def _fillers(self) -> dict[str, dict[str, Any]]:
+        zero3 = self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        sharded = self.accelerator.num_processes > 1 and (self.is_fsdp_enabled or zero3)
+        if not sharded or self.vision is not None or not isinstance(self.train_dataset, datasets.Dataset):
+            return {}
+        return find_fillers(self.train_dataset, GateCollator(self.data_collator))
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
         if self.vision is not None and (is_training or self.vision.rows.tower is None):
@@ -213,7 +224,7 @@ class ReGateTrainer(SafeTrainer):
             raise ValueError("the batch's attention_mask must have the labels' shape, 1 on tokens and 0 on padding")
         attended = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
         sample, given = batch.pop("sample_id", None), batch.pop("reference_losses", None)
-        skipped = batch.pop("num_skipped", 0)
+        place, skipped = batch.pop("row", None), batch.pop("num_skipped", 0)
         shifted = shift_labels(labels)
         target = shifted != IGNORE
         reference = ema = torch.full(labels.shape, math.nan, device=labels.device)
@@ -245,10 +256,19 @@ class ReGateTrainer(SafeTrainer):
             placeholder & attended,
             self._step.visual_ratio,
         )
-        counts = count_tokens(
-            batch["input_ids"], labels, attended, self._placeholder_ids.to(labels.device), gate.active, gate.supervised
-        )
-        extra = torch.stack([causal_pairs(gate.active), *counts.new_tensor([skipped, len(labels)])])
+        # Rows that only fill a batch are computed and enter nothing.
+        place = list(range(len(labels))) if place is None else place
+        asked = sum(at < NO_PLACE for at in place) + skipped
+        own = rows_of_its_own(asked)
+        samples = sum(at < own for at in place)
+        counted = (batch["input_ids"], labels, attended, gate.active, gate.supervised)
+        if samples < len(labels):
+            once = torch.tensor([at < own for at in place], device=labels.device)  # [B]
+            gate = gate.of_rows(once)
+            counted = tuple(tensor[once] for tensor in counted)
+        ids, theirs, real, active, supervised = counted
+        counts = count_tokens(ids, theirs, real, self._placeholder_ids.to(labels.device), active, supervised)
+        extra = torch.stack([causal_pairs(active), *counts.new_tensor([min(own, asked) - samples, samples])])
         self._step.counts.append(torch.cat([counts, extra]))
         # Trainer counts these, and compute_loss takes its targets from them.
         # Drawn targets stand for all of them, so their weighted losses are divided by the number of all.
@@ -278,7 +298,7 @@ class ReGateTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
-        inputs = {k: v for k, v in inputs.items() if k not in (*OWN_COLUMNS, "num_skipped")}
+        inputs = {k: v for k, v in inputs.items() if k not in (*OWN_COLUMNS, *OF_COLLATOR)}
         gated: Gated | None = inputs.pop(_KEY, None)
         seeing = self.vision(inputs) if self.vision is not None else contextlib.nullcontext()
         if gated is None:  # evaluation
@@ -336,7 +356,7 @@ class ReGateTrainer(SafeTrainer):
             observe(self.state.global_step, gated)
         if self.trace is not None and gated.sample is not None:
             score = torch.full_like(loss, math.nan) if gate.score is None else gate.score
-            self.trace.add(
+            self.trace.observe(
                 self.state.global_step,
                 gated.sample,
                 gate.target,
@@ -351,12 +371,20 @@ class ReGateTrainer(SafeTrainer):
     def _finish_step(self) -> None:
         """After the optimizer's step: exchange what was observed, update the EMA, log."""
         step = self._step
+        own = Report(
+            torch.stack(step.counts).sum(0).cpu(),
+            torch.stack(step.sums).sum(0).cpu(),
+            merged(step.observations),
+            self.trace.taken() if self.trace is not None else b"",
+        )
+        reports = self._exchange(own)
         if self.buffer is not None:
-            self.buffer.update(exchange(step.observations, self.accelerator), step.epoch)
-        counts = torch.stack(step.counts).sum(0)
-        sums = torch.stack(step.sums).sum(0)
-        if self.accelerator.num_processes > 1:
-            counts, sums = self.accelerator.reduce(counts, "sum"), self.accelerator.reduce(sums, "sum")
+            self.buffer.update(merged([report.seen for report in reports]), step.epoch)
+        if self.trace is not None:
+            for report in reports:
+                self.trace.add(report.trace)
+        counts = torch.stack([report.counts for report in reports]).sum(0)
+        sums = torch.stack([report.sums for report in reports]).sum(0)
         *kinds, pairs, skipped, samples = counts.tolist()
         tokens = Tokens(*kinds)
         self.num_skipped += skipped
@@ -433,28 +461,6 @@ class _StepEnd(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._finish_step()
-
-
-def exchange(parts: list[Observations], accelerator: Any) -> Observations:
-    """All ranks' observations of one optimizer step, in rank order, on the CPU: one padded collective."""
-    offsets = torch.tensor([0, *[len(p.sample) for p in parts]]).cumsum(0).tolist()
-    sample = torch.cat([p.sample[p.row] for p in parts])
-    row = torch.cat([p.row + offset for p, offset in zip(parts, offsets, strict=False)])
-    ordinal, loss = torch.cat([p.ordinal for p in parts]), torch.cat([p.loss for p in parts])
-    # The row's number within the rank tells repeats of a sample apart; losses travel as their bits.
-    packed = torch.stack([sample, row, ordinal, loss.view(torch.int32).long()], dim=1)  # [K, 4]
-    if accelerator.num_processes > 1:
-        rank = torch.full_like(row, accelerator.process_index)[:, None]
-        packed = accelerator.pad_across_processes(torch.cat([packed, rank], dim=1), dim=0, pad_index=-1)
-        packed = accelerator.gather(packed)
-        packed = packed[packed[:, 0] >= 0]
-        keys = packed[:, 4] * (int(packed[:, 1].max()) + 1 if len(packed) else 1) + packed[:, 1]
-    else:
-        keys = packed[:, 1]
-    packed, keys = packed.cpu(), keys.cpu()
-    rows, row = keys.unique(sorted=True, return_inverse=True)
-    sample = torch.empty(len(rows), dtype=torch.long).scatter_(0, row, packed[:, 0])
-    return Observations(sample, row, packed[:, 2], packed[:, 3].int().view(torch.float32))
 
 
 def _sum_and_count(values: Tensor, where: Tensor) -> Tensor:

@@ -17,17 +17,22 @@ from repro.measured import RecordError, is_number, need
 from repro.record import config_hash
 
 SCHEMA = 1
-KINDS = ("bench", "scaling", "input")
+KINDS = ("bench", "scaling", "input", "buffer")
 COMMITTED = ("results", "bench")
 AGAIN = "delete it and run `make bench` again"
-LISTS = {"bench": ("times", "gating", "teacher"), "scaling": ("times",), "input": ("samples_per_second",)}
+LISTS = {
+    "bench": ("times", "gating", "teacher"),
+    "scaling": ("times",),
+    "input": ("samples_per_second",),
+    "buffer": ("step", "disk"),
+}
 
 
 @dataclass(frozen=True)
 class BenchRecord:
     """One run of the bench. ``measured``: name of a workload (a sweep's point, for scaling) -> what it gave."""
 
-    kind: str  # bench, scaling, input
+    kind: str  # one of KINDS
     device: str  # cpu, cuda
     seed: int
     config: dict[str, Any]

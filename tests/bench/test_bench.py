@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from regate.accounting import FlopModel
 from repro import keep, tables
+from repro.bench import buffer as buffer_bench
 from repro.bench import input as input_bench
 from repro.bench import plots, table
 from repro.bench.bound import contestant_flops
@@ -233,3 +234,18 @@ def test_the_input_bench_writes_a_record_and_its_table(tmp_path):
     assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in speeds.values())
     printed = table.files([record])["input.md"]
     assert all(f"| micro | {way} |" in printed for way in speeds)
+
+
+def test_the_buffer_bench_writes_a_record_and_its_table(tmp_path):
+    """Two real ranks; the sizes are those that the plan for more samples counts with."""
+    assert buffer_bench.main(["--nano", "--runs", str(tmp_path)]) == 0
+    record = read(tmp_path / "bench" / "buffer-cpu.json")
+    (point,) = record.measured.values()
+    targets, rows = buffer_bench.TARGETS, buffer_bench.BATCH // 2
+    assert point["bytes"]["held"] == 1000 * (2 * targets + 14) + 8
+    assert point["bytes"]["sent, dense"] == 8 + 168 + rows * 8 + -(-rows * targets // 8) + rows * targets * 4
+    assert point["bytes"]["held"] < point["bytes"]["file"] + 1000 * 12 + 1000
+    assert {len(rounds) for rounds in point["step"].values()} == {buffer_bench.ROUNDS}
+    printed = table.files([record])["buffer.md"]
+    assert "| samples, ranks | 1,000, 2 |" in printed
+    assert "docs/scale.md" in printed
