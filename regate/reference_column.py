@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from regate.integrity import flush_folder, hash_file
 from regate.reference import TextTeacher, load_teacher, score_rows
 from regate.turns import BadSample
 
@@ -229,29 +230,38 @@ def _from_shards(folder: Path, starts: range, compute: Callable[[int], pa.Table]
 
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{start:010d}.arrow" for start in starts]
-    for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
+    for number, start in enumerate(starts):
         if number % state.num_processes != state.process_index:
             continue
-        if _is_whole(path):
+        path = _whole_shard(folder, start)
+        if path is not None:
             progress.update(pa.ipc.open_stream(path).read_all().num_rows)
-            continue
-        table = compute(start)
-        temporary = path.with_suffix(".tmp")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-            writer.write_table(table)
-        os.replace(temporary, path)
+        else:
+            _write_shard(folder, start, compute(start))
     state.wait_for_everyone()
+    paths = [next(folder.glob(f"{start:010d}-*.arrow")) for start in starts]
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])  # memory-mapped
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        with pa.memory_map(str(path)) as source:
-            pa.ipc.open_stream(source).read_all().validate()
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+def _write_shard(folder: Path, start: int, table: pa.Table) -> None:
+    """A shard's name holds its first row and the hash of its bytes: it is there whole, or not."""
+    temporary = folder / f"{start:010d}.tmp"
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        writer.write_table(table)
+    os.replace(temporary, folder / f"{start:010d}-{hash_file(temporary, flush=True)}.arrow")
+    flush_folder(folder)
+
+
+def _whole_shard(folder: Path, start: int) -> Path | None:
+    """The shard that begins with this row, if its bytes are those it was written with; a damaged one is removed."""
+    found = None
+    for path in sorted(folder.glob(f"{start:010d}-*.arrow")):
+        if found is None and hash_file(path) == path.stem.split("-")[1]:
+            found = path
+        else:
+            logger.warning("%s: damaged, so its rows are scored again", path)
+            path.unlink()
+    return found
 
 
 def _content_key(dataset: datasets.Dataset, reference_id: str, shard_rows: int) -> str:
