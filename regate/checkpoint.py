@@ -187,6 +187,13 @@ class SafeTrainer(Trainer):
             seal(directory)
             rotate(run_dir, self.state.global_step, limit, self.state.best_model_checkpoint)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed in mid-epoch, a finished run would take one step more: the stock loop looks only after a step.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self._preemption.agreed:
@@ -196,7 +203,9 @@ class SafeTrainer(Trainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super()._get_dataloader(*args, **kwargs)
         if getattr(loader, "num_workers", 0):
-            loader.worker_init_fn = outlive_sigterm(loader.worker_init_fn)
+            init = outlive_sigterm(loader.worker_init_fn)
+            for one in {id(part): part for part in (loader, getattr(loader, "base_dataloader", loader))}.values():
+                one.worker_init_fn = init  # accelerate's loader passes reads on to its base, but not writes
         return loader
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -180,6 +180,18 @@ class TestResume:
         assert "resumed True" in resumed.stdout
         assert whole.stdout.split("digest")[1] == resumed.stdout.split("digest")[1]
 
+    def test_a_finished_run_takes_no_step_more(self, tmp_path):
+        """Killed between its last checkpoint and what comes after: in mid-epoch, the stock loop would go on by one."""
+        options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+        first = experiment("internvl", tmp_path, **options)
+        first.train()
+        again = experiment("internvl", tmp_path, **options)
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == 6
+        assert len(read_steps(tmp_path / "steps.jsonl")) == 6
+        for name, weight in weights(first).items():
+            assert torch.equal(weights(again)[name], weight), name
+
     def test_best_model_is_loaded_whole(self, tmp_path):
         """T25: the stock Trainer drops nearly all keys of these classes here, with a warning only."""
         trainer = experiment(
