@@ -5,7 +5,6 @@ difficulty EMA and the weights are of different steps, does not agree on a step 
 training had ended. Hence this.
 """
 
-import functools
 import logging
 import os
 import signal
@@ -81,19 +80,7 @@ def outlive_sigterm(then: Callable[[int], Any] | None) -> Callable[[int], Any]:
 
     The worker leaves when its own parent asks, as it would, and when that is gone.
     """
-    _block_while_forking()
     return partial(_init_worker, then, os.getpid())
-
-
-@functools.cache
-def _block_while_forking() -> None:
-    """Arrow starts threads in a forked child before Python has a say there; they take the mask that the fork had."""
-    masks: list[Any] = []
-    os.register_at_fork(
-        before=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop()),
-        after_in_child=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop()),
-    )
 
 
 def _init_worker(then: Callable[[int], Any] | None, parent: int, worker: int) -> None:

@@ -283,11 +283,9 @@ def sealed(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def unsealed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values without their seal, once that is found true. Files of earlier versions have none: git guards those."""
-    seal = values.pop("seal", None)
+def check_seal(values: Mapping[str, Any], seal: str | None) -> None:
+    """RecordError where the seal is not that of the values. Files of earlier versions have none: git guards those."""
     need(seal is None or seal == sealed(values), "seal", seal, "the hash of all else in the file", "run it again")
-    return values
 
 
 def _no_constant(name: str) -> float:
@@ -308,8 +306,10 @@ def read(path: str | Path) -> Record:
         if isinstance(value, Mapping) and value.get("schema", SCHEMA) != SCHEMA:
             again = "run the recipe again, or read it with the commit that wrote it"
             raise RecordError("schema", value["schema"], str(SCHEMA), again)
-        record: Record = _build(Record, unsealed(value) if isinstance(value, dict) else value)
+        seal = value.pop("seal", None) if isinstance(value, dict) else None
+        record: Record = _build(Record, value)
         need(record.name == path.stem, "name", record.name, f"'{path.stem}', as the file is called", "rename the file")
+        check_seal(value, seal)  # last: a field that makes no sense is named as that
     except RecordError as error:
         raise error.at(path) from None
     return record

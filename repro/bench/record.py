@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.measured import RecordError, is_number, need
-from repro.record import config_hash, sealed, unsealed
+from repro.record import check_seal, config_hash, sealed
 
 SCHEMA = 1
 KINDS = ("bench", "scaling", "input")
@@ -95,11 +95,12 @@ def read(path: str | Path) -> BenchRecord:
     need_names = {f.name for f in dataclasses.fields(BenchRecord)}
     try:
         need(isinstance(values, dict), "file", values, "a JSON object", AGAIN)
-        values = unsealed(values)
+        seal = values.pop("seal", None)
         need(set(values) == need_names, "fields", sorted(set(values) ^ need_names), "none missing, none else", AGAIN)
         need(values["config_hash"] != "", "config_hash", "", "the hash that the bench wrote", AGAIN)
         record = BenchRecord(**values)
         need(record.name == path.stem, "name", record.name, f"'{path.stem}', as the file is called", AGAIN)
+        check_seal(values, seal)
     except RecordError as error:
         raise error.at(path) from None
     return record

@@ -99,7 +99,7 @@ def start(function: Callable[..., Any], *args: Any, log: Path, env: Mapping[str,
 def run(function: Callable[..., Any], *args: Any, log: Path, env: Mapping[str, str] | None = None) -> float:
     """`start`, and wait for success; the seconds it took. Raises RuntimeError with its last words if it failed."""
     child = start(function, *args, log=log, env=env)
-    status = child.wait()
+    status = child.wait(3600)
     if status != 0:
         raise RuntimeError(f"a run that nothing was done to ended with {status}:\n{child.words()}")
     return time.monotonic() - child.started

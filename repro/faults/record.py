@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.measured import RecordError, is_number, need
-from repro.record import config_hash, sealed, unsealed
+from repro.record import check_seal, config_hash, sealed
 
 SCHEMA = 1
 COMMITTED = ("results", "faults")
@@ -120,11 +120,13 @@ def read(path: str | Path) -> FaultRecord:
     names = {f.name for f in dataclasses.fields(FaultRecord)}
     try:
         need(isinstance(values, dict) and "seal" in values, "file", values, "a sealed JSON object", AGAIN)
-        values = unsealed(values)
+        seal = values.pop("seal")
         need(set(values) == names, "fields", sorted(set(values) ^ names), "none missing, none else", AGAIN)
-        return FaultRecord(**values)
+        record = FaultRecord(**values)
+        check_seal(values, seal)
     except RecordError as error:
         raise error.at(path) from None
+    return record
 
 
 def load(directory: str | Path) -> tuple[list[FaultRecord], list[RecordError]]:
