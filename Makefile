@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 repro-table5 repro-rivals repro-budgets repro-ablations \
-	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling bench-buffer app teacher test-app
+	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling bench-buffer faults app teacher test-app
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,11 +46,12 @@ setup: $(VENV)/.installed ## create .venv with the pinned versions
 test: setup ## all tests; two workers, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-check: setup types ## ruff, types, and whether committed tables and figures are stale
+check: setup types ## ruff, types, known vulnerabilities, and whether committed tables and figures are stale
 	$(BIN)/ruff check .
 	$(BIN)/python -m repro.tables --check
 	$(BIN)/python -m repro.figures --check
 	$(BIN)/python -m repro.bench.plots --check
+	$(BIN)/python -m repro.audit
 
 types: setup
 	$(BIN)/mypy
@@ -111,6 +112,9 @@ bench-buffer: setup ## the difficulty buffer of up to 3M samples of 100 targets:
 bench-scaling: setup ## how time and memory grow with length, ratio, batch, vocabulary, samples
 	$(BIN)/python -m repro bench --scaling --device $(or $(DEVICE),cpu) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m repro.bench.plots --runs $(RUNS)
+
+faults: setup ## kill, fill, damage, lie; a long run: about 20 minutes; SEED=0 ONLY="training files" RECORD=results/faults/cpu.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m repro.faults $(ONLY) --folder $(RUNS)/faults $(if $(SEED),--seed $(SEED)) $(if $(RECORD),--output $(RECORD))
 
 example: setup ## a small data set in LLaVA's format under runs/example, for the README's example
 	$(BIN)/python -m repro.example_data

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from regate.integrity import hash_file, write_whole
 from regate.scoring import IGNORE, shift_labels
+
+logger = logging.getLogger(__name__)
+LOG_STATE = "steps.json"
+_PENDING = 100  # steps that a log holds back at most
 
 
 @dataclass(frozen=True)
@@ -142,8 +149,8 @@ class StepClock(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.data_seconds: list[float] = []
+        self.seconds = array("d")
+        self.data_seconds = array("d")
         self._last = self._waited = 0.0
 
     def waiting(self, batches: Iterator) -> Iterator:
@@ -175,7 +182,11 @@ class StepClock(TrainerCallback):
 
 
 class StepLog:
-    """One JSON line an optimizer step, appended to a file; what lies past the step that a run resumes at is dropped."""
+    """One JSON line an optimizer step, appended to a file; what lies past the step that a run resumes at is dropped.
+
+    A checkpoint takes the log's `state` along: its bytes and their hash. Resumed from there, the log is that again, to
+    the byte, or the run does not go on.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -184,6 +195,8 @@ class StepLog:
     def add(self, **entry: Any) -> None:
         """Take one step's numbers; ``step`` among them."""
         self._pending.append({k: asdict(v) if isinstance(v, Tokens) else v for k, v in entry.items()})
+        if len(self._pending) >= _PENDING:
+            self.flush()
 
     def flush(self) -> None:
         """Append what is pending."""
@@ -193,14 +206,39 @@ class StepLog:
                 file.writelines(json.dumps(entry) + "\n" for entry in self._pending)
             self._pending = []
 
-    def rewind(self, step: int) -> None:
-        """Keep only steps before ``step``, in memory and in the file."""
+    def save_state(self, directory: str | os.PathLike[str]) -> None:
+        """Write into a checkpoint what the log holds now."""
+        self.flush()
+        size = self.path.stat().st_size if self.path.exists() else 0
+        state = {"bytes": size, "xxh3": hash_file(self.path, flush=True) if size else None}
+        (Path(directory) / LOG_STATE).write_text(json.dumps(state))
+
+    def rewind(self, step: int, checkpoint: str | os.PathLike[str] | None = None) -> None:
+        """Keep only steps before ``step``, in memory and in the file: with ``checkpoint``, what its state says.
+
+        Raises ValueError where the file no longer begins with that; a log that is gone is told of, and begun anew.
+        """
         self._pending = []
-        entries = [e for e in read_steps(self.path) if e["step"] < step]
-        temporary = self.path.with_suffix(".tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(e) + "\n" for e in entries))
-        os.replace(temporary, self.path)
+        state = Path(checkpoint) / LOG_STATE if checkpoint is not None else None
+        if state is None or not state.is_file():
+            entries = [e for e in read_steps(self.path) if e["step"] < step]
+            write_whole(self.path, "".join(json.dumps(e) + "\n" for e in entries))
+            return
+        then = json.loads(state.read_text())
+        if then["bytes"] and not self.path.exists():
+            logger.warning("%s is gone: the log of the steps before %d is lost", self.path, step)
+        elif then["bytes"]:
+            size = self.path.stat().st_size
+            if size < then["bytes"] or hash_file(self.path, length=then["bytes"]) != then["xxh3"]:
+                raise ValueError(
+                    f"{self.path}: the log of the steps before {step} is not what it was when {checkpoint} was written "
+                    f"({then['bytes']} bytes then, {size} now). Move it away to go on without it, or resume from "
+                    "another checkpoint."
+                )
+            os.truncate(self.path, then["bytes"])
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 def read_steps(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

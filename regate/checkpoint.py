@@ -3,51 +3,40 @@
 :class:`SafeTrainer` is Trainer with nothing else changed: the base of ReGateTrainer, and of a fair baseline.
 """
 
-import json
+import logging
 import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
-MARKER = "complete.json"
+from regate.integrity import MARKER, NotWhole, is_sealed, require_whole, seal, sizes_only, unseal
+from regate.preemption import Preempted, Preemption, outlive_sigterm
+
+__all__ = ["MARKER", "IncompleteCheckpoint", "SafeTrainer", "last_complete", "mark_complete", "require_complete"]
+logger = logging.getLogger(__name__)
+mark_complete = seal
 
 
 class IncompleteCheckpoint(ValueError):
     """A checkpoint directory that was not written to its end, or was damaged since."""
 
 
-def mark_complete(directory: str | os.PathLike[str]) -> None:
-    """Write the marker that says so: names and sizes of all files. The last thing that is written."""
-    directory = Path(directory)
-    files = [f for f in directory.rglob("*") if f.is_file() and f != directory / MARKER]
-    sizes = {str(f.relative_to(directory)): f.stat().st_size for f in files}
-    temporary = directory / f"{MARKER}.tmp"
-    with temporary.open("w") as file:
-        json.dump(sizes, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / MARKER)
-
-
-def require_complete(directory: str | os.PathLike[str]) -> None:
-    """Raise IncompleteCheckpoint, naming what is missing, unless all files are there at the size they were written."""
-    directory = Path(directory)
+def require_complete(directory: str | os.PathLike[str], *, contents: bool = True) -> None:
+    """Raise IncompleteCheckpoint, naming what is missing or altered, unless all files are as they were written."""
     try:
-        sizes = json.loads((directory / MARKER).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        require_whole(directory, contents=contents)
+        if contents and sizes_only(directory):
+            logger.warning("%s: an earlier version wrote it, without hashes; only sizes were compared", directory)
+    except NotWhole as error:
         raise IncompleteCheckpoint(
-            f"{directory} has no readable {MARKER}: writing it was interrupted, or ReGateTrainer did not write it. "
-            "Resume from an earlier checkpoint (resume_from_checkpoint=True finds the last complete one)."
+            f"{error}. Resume from an earlier checkpoint (resume_from_checkpoint=True finds the last complete one)."
         ) from error
-    for name, size in sizes.items():
-        path = directory / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise IncompleteCheckpoint(f"{path}: {size} bytes were written, found {found}. Resume from an earlier one.")
 
 
 def step_of(directory: str | os.PathLike[str]) -> int:
@@ -55,16 +44,54 @@ def step_of(directory: str | os.PathLike[str]) -> int:
     return int(Path(directory).name.rsplit("-", 1)[1])
 
 
-def last_complete(output_dir: str | os.PathLike[str]) -> str | None:
-    """Path of the complete checkpoint with the highest step under ``output_dir``, or None."""
+def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """All checkpoint directories, complete or not, the highest step first."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for path in sorted(found, key=step_of, reverse=True):
+    return sorted(found, key=step_of, reverse=True)
+
+
+def last_complete(output_dir: str | os.PathLike[str], *, contents: bool = True) -> str | None:
+    """Path of the complete checkpoint with the highest step under ``output_dir``, or None.
+
+    One that was damaged after it was complete is passed over with a warning; where no other is left,
+    IncompleteCheckpoint is raised: a run is not begun anew without a word. ``contents=False`` compares sizes alone and
+    never raises: for messages.
+    """
+    damaged = []
+    for path in checkpoints(output_dir):
+        if not is_sealed(path):
+            continue  # writing it was interrupted
         try:
-            require_complete(path)
-        except IncompleteCheckpoint:
+            require_complete(path, contents=contents)
+        except IncompleteCheckpoint as error:
+            logger.warning("passed over: %s", error)
+            damaged.append(error)
             continue
         return str(path)
+    if damaged and contents:
+        raise IncompleteCheckpoint(
+            f"{output_dir}: all {len(damaged)} finished checkpoints are damaged. {damaged[0]} "
+            "To begin anew, move them away."
+        )
     return None
+
+
+def rotate(output_dir: str | os.PathLike[str], step: int, limit: int | None, best: str | None) -> None:
+    """Delete checkpoints before ``step``, which is complete, beyond the ``limit`` newest complete ones and the best.
+
+    Directories that are not complete do not count, and go first; later steps are of a run that was taken back, and
+    are left to be overwritten.
+    """
+    if not limit or limit <= 0:
+        return
+    before = [path for path in checkpoints(output_dir) if step_of(path) <= step]
+    complete = [path for path in before if is_sealed(path)]
+    kept = [path for path in complete if path == complete[0] or (best is not None and path.samefile(best))]
+    kept += [path for path in complete if path not in kept][: max(0, limit - len(kept))]
+    for path in before:
+        if path not in kept:
+            unseal(path)  # first: half a directory must not look like a damaged one
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_weights(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
@@ -83,7 +110,17 @@ def load_weights(model: PreTrainedModel, directory: str | os.PathLike[str]) -> N
 
 
 class SafeTrainer(Trainer):
-    """Trainer whose checkpoints are marked when complete, and which resumes from those only, every weight or none."""
+    """Trainer whose checkpoints are sealed when complete, and which resumes from those only, every weight or none.
+
+    SIGTERM while it trains: the step is finished on all ranks, a checkpoint saved, and :class:`Preempted` raised, which
+    ends the process with status 143.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._preemption = Preemption(self.accelerator)
+        self.add_callback(self._preemption)
+        self._verified: str | None = None  # a checkpoint that this process has read and found whole
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As Trainer's. ``True`` resumes from the last complete checkpoint; a path must be a complete one."""
@@ -91,30 +128,85 @@ class SafeTrainer(Trainer):
             resume_from_checkpoint = self.last_complete_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(f"no complete checkpoint in {self.args.output_dir} to resume from")
-        elif resume_from_checkpoint:
-            require_complete(resume_from_checkpoint)
-        self._rewind(step_of(resume_from_checkpoint) if resume_from_checkpoint else 0)
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        elif resume_from_checkpoint and str(resume_from_checkpoint) != self._verified:
+            self._on_savers(lambda: require_complete(resume_from_checkpoint))
+        self._rewind(step_of(resume_from_checkpoint) if resume_from_checkpoint else 0, resume_from_checkpoint or None)
+        try:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        finally:
+            self._preemption.restore()
 
     def last_complete_checkpoint(self) -> str | None:
-        """Path of the complete checkpoint with the highest step in ``output_dir``, or None."""
-        return last_complete(self.args.output_dir)
+        """Path of the complete checkpoint with the highest step in ``output_dir``, or None; the same on all ranks.
 
-    def _rewind(self, step: int) -> None:
+        Contents are read, once on each machine that saves. Raises IncompleteCheckpoint where all are damaged.
+        """
+        said = self._on_savers(lambda: last_complete(self.args.output_dir))
+        self._verified = min(said, key=lambda path: step_of(path) if path else -1)
+        return self._verified
+
+    def _on_savers(self, look: Callable[[], str | None]) -> list[str | None]:
+        """What ``look`` gives where checkpoints are saved, on all ranks; so is the IncompleteCheckpoint it raises."""
+        said: list[Any] = []
+        if self.args.should_save:
+            try:
+                said = [look()]
+            except IncompleteCheckpoint as error:
+                said = [error]
+        if self.accelerator.num_processes > 1:
+            said = gather_object(said)
+        for answer in said:
+            if isinstance(answer, IncompleteCheckpoint):
+                raise answer
+        return said
+
+    def _rewind(self, step: int, checkpoint: str | None) -> None:
         """Forget what logs hold of ``step`` and later ones: the run goes on from there."""
 
+    def _add_to_checkpoint(self, directory: Path) -> None:
+        """Write more into a checkpoint before it is sealed; called where checkpoints are saved."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Old checkpoints go only after the new one is marked as complete.
+        # Old checkpoints go only after the new one is complete; one of the same step is none from here on.
+        run_dir = self._get_output_dir(trial=trial)
+        directory = Path(run_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            unseal(directory)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+        except Exception as error:  # torch.save says "unexpected pos" of a full disk
+            free = shutil.disk_usage(run_dir).free
+            error.add_note(f"{directory} was not finished, and will not be used; {free:,} bytes are free there")
+            raise
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run_dir = self._get_output_dir(trial=trial)
-            mark_complete(Path(run_dir) / f"checkpoint-{self.state.global_step}")
-            rotate_checkpoints(run_dir, limit, best_model_checkpoint=self.state.best_model_checkpoint)
+            self._add_to_checkpoint(directory)
+            seal(directory)
+            rotate(run_dir, self.state.global_step, limit, self.state.best_model_checkpoint)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed in mid-epoch, a finished run would take one step more: the stock loop looks only after a step.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._preemption.agreed:
+            self.accelerator.wait_for_everyone()
+            raise Preempted(self._get_output_dir(trial=None), self.state.global_step)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        if getattr(loader, "num_workers", 0):
+            init = outlive_sigterm(loader.worker_init_fn)
+            for one in {id(part): part for part in (loader, getattr(loader, "base_dataloader", loader))}.values():
+                one.worker_init_fn = init  # accelerate's loader passes reads on to its base, but not writes
+        return loader
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model

@@ -33,6 +33,8 @@ class Reference:
     """Another language model with the same tokenizer. Left out: the model's own language backbone."""
     media_root: Path | None = None
     """The folder that images and videos lie in. Left out: the folder of the data."""
+    follow_links: bool = False
+    """Read files outside of that folder, too, that links in it lead to."""
     max_length: int | None = None
     """Cut conversations to so many tokens."""
     num_frames: int = 8
@@ -107,6 +109,8 @@ class Train:
 
     media_root: Path | None = None
     """The folder that images and videos lie in, where the data are conversations as they are."""
+    follow_links: bool = False
+    """Read files outside of that folder, too, that links in it lead to."""
     max_length: int | None = None
     """Cut conversations to so many tokens. Left out: as the data were scored."""
     num_frames: int | None = None
@@ -187,7 +191,8 @@ Command = (
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exits with 2 and one message where the user can mend what is wrong, with 1 where training
-    diverged, with 130 on Ctrl-C. With REGATE_DEBUG set, errors show their traceback."""
+    diverged, with 130 on Ctrl-C, with 143 on SIGTERM while it trained, which saves a checkpoint first. With
+    REGATE_DEBUG set, errors show their traceback."""
     args: Reference | Train | Show = tyro.cli(
         Command,  # type: ignore[arg-type]
         args=argv,

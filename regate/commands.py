@@ -24,6 +24,8 @@ from regate.accounting import read_steps
 from regate.cli import Reference, Show, Train
 from regate.conversations import BadSamples, load_conversations
 from regate.data import ConversationEncoder
+from regate.integrations.checkpoint import require_intact
+from regate.integrity import seal, write_whole
 from regate.media_cache import FrameCache
 from regate.scoring import IGNORE, hashes, select
 from regate.tokens import special_token_ids
@@ -41,6 +43,7 @@ _MAY_CHANGE = {
     "cache_gb",
     "output",
     "cpu",
+    "follow_links",
 }
 
 
@@ -55,7 +58,7 @@ def reference(args: Reference) -> None:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     _check_output(args)
     skipped = BadSamples()
-    table = load_conversations(args.data, args.media_root, args.on_bad_sample, skipped)
+    table = load_conversations(args.data, args.media_root, args.on_bad_sample, skipped, args.follow_links)
     if "reference_losses" in table.column_names:
         raise ValueError(f"{args.data}: has reference losses already. Name the conversations that it was made from")
     processor = load_processor(args.model)
@@ -129,7 +132,7 @@ def train(args: Train) -> None:
     )
     config = training_arguments(args, made_with)  # wrong values are told before anything is loaded
     skipped = BadSamples()
-    table = load_conversations(args.data, args.media_root, args.on_bad_sample, skipped)
+    table = load_conversations(args.data, args.media_root, args.on_bad_sample, skipped, args.follow_links)
     _check_same_run(args)
     processor = load_processor(args.model)
     model = load_model(args.model, args.dtype, args.attention)
@@ -146,7 +149,7 @@ def train(args: Train) -> None:
         print(
             f"going on from {last}" if last else f"starting; checkpoints every {args.save_steps} steps in {args.output}"
         )
-    trainer.train(resume_from_checkpoint=True if last else None)
+    trainer.train(resume_from_checkpoint=last)
     final = save_final(trainer, args.output)
     if trainer.is_world_process_zero():
         _print_run(args.output, trainer.num_skipped, final)
@@ -222,6 +225,7 @@ def _loaded(load: Any, path: str, **kwargs: Any) -> Any:
     if looks_local and not Path(path).is_dir():
         raise UserError(f"{path}: no such folder, expected a model as save_pretrained writes it, or a name on the hub")
     try:
+        require_intact(path)
         return load(path, **kwargs)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -335,6 +339,7 @@ def save(table: datasets.Dataset, settings: dict[str, Any], output: Path) -> Non
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     table.save_to_disk(str(temporary))
     (temporary / SETTINGS).write_text(json.dumps(settings, indent=1))
+    seal(temporary)
     old = output.with_name(f".{output.name}.{os.getpid()}.old")
     if output.exists():
         os.replace(output, old)
@@ -345,7 +350,14 @@ def save(table: datasets.Dataset, settings: dict[str, Any], output: Path) -> Non
 def read_settings(data: Path) -> dict[str, Any]:
     """What `save` wrote beside a table; {} where nothing is."""
     path = data / SETTINGS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return _json(path) if path.is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}). Make what lies beside it again, or mend it") from error
 
 
 def save_final(trainer: ReGateTrainer, output: Path) -> Path:
@@ -357,8 +369,13 @@ def save_final(trainer: ReGateTrainer, output: Path) -> Path:
     trainer.save_model(str(temporary))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        shutil.rmtree(final, ignore_errors=True)
+        seal(temporary)
+        old = output / ".final.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
         os.replace(temporary, final)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -373,7 +390,7 @@ def _check_same_run(args: Train) -> None:
     settings = {k: v for k, v in dataclasses.asdict(args).items() if k not in _MAY_CHANGE}
     settings = json.loads(json.dumps(settings, default=str))
     if path.is_file() and any(args.output.glob("checkpoint-*")):
-        before = json.loads(path.read_text())
+        before = _json(path)
         changed = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v]
         if changed:
             raise UserError(
@@ -382,9 +399,7 @@ def _check_same_run(args: Train) -> None:
             )
     if PartialState().is_main_process:
         args.output.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(settings, indent=1))
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(settings, indent=1))
 
 
 def _print_run(output: Path, skipped: int, final: Path) -> None:

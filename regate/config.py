@@ -112,6 +112,9 @@ class ReGateConfig(TrainingArguments):
             self.average_tokens_across_devices,
             "True: the loss is divided by the supervised targets of all ranks",
         )
+        self._within(
+            "enable_jit_checkpoint", not self.enable_jit_checkpoint, "False: SIGTERM saves and stops without it"
+        )
         # The stock filter would replace a NaN loss by an average; the trainer stops on one instead.
         self.logging_nan_inf_filter = False
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import datasets
 
+from regate.integrity import is_sealed, require_whole
 from regate.turns import BadSample, parse_sample
 
 logger = logging.getLogger(__name__)
@@ -70,16 +71,18 @@ def load_conversations(
     media_root: str | Path | None = None,
     on_bad_sample: str = "raise",
     skipped: BadSamples | None = None,
+    follow_links: bool = False,
 ) -> datasets.Dataset:
     """Reads conversations, checks each sample's structure and that its files exist.
 
     Args:
         path: a JSON or JSONL file; or a folder that `Dataset.save_to_disk` wrote, that holds parquet files, or that
             holds a `metadata.jsonl`.
-        media_root: the folder that media paths are relative to, and that none may leave (links inside it may point
-            anywhere). Left out, it is the folder of `path` (or `path` itself, where that is a folder).
+        media_root: the folder that media paths are relative to, and that none may leave. Left out, it is the folder of
+            `path` (or `path` itself, where that is a folder).
         on_bad_sample: "raise", or "skip" (drop the sample, log it, count it).
         skipped: where skipped samples are counted, if the caller wants to know.
+        follow_links: read files outside of `media_root`, too, that links inside of it lead to.
 
     Returns:
         The table described at the top of this file. A folder that holds such a table already is returned with all its
@@ -102,16 +105,19 @@ def load_conversations(
     if isinstance(rows, datasets.Dataset) and set(FEATURES) <= set(rows.column_names):
         _check_ids(path, rows["id"])
         return _check_table(path, rows)
-    return _table(path, rows, root, on_bad_sample, skipped if skipped is not None else BadSamples())
+    skipped = skipped if skipped is not None else BadSamples()
+    return _table(path, rows, root, on_bad_sample, skipped, follow_links)
 
 
-def _table(path: Path, rows: Any, root: Path, on_bad_sample: str, skipped: BadSamples) -> datasets.Dataset:
+def _table(
+    path: Path, rows: Any, root: Path, on_bad_sample: str, skipped: BadSamples, follow_links: bool
+) -> datasets.Dataset:
     _check_ids(path, _ids(rows))
     good: list[dict[str, Any]] = []
     errors: list[BadSample] = []
     for row in rows:
         try:
-            good.append({"sample_id": len(good), **parse_sample(row, root, str(path))})
+            good.append({"sample_id": len(good), **parse_sample(row, root, str(path), follow_links)})
         except BadSample as error:
             errors.append(error)
             if on_bad_sample == "skip":
@@ -193,25 +199,36 @@ def _read(path: Path) -> Any:
     """Rows as a list of whatever the file holds, or as a Dataset."""
     if path.is_file():
         if path.suffix.lower() == ".parquet":
-            return _undecoded(datasets.Dataset.from_parquet(str(path)))
+            return _undecoded(_parquet(path, [path]))
         return _read_json(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: found a pipe or a device, expected a file or folder of conversations")
     if (path / "dataset_dict.json").exists():
         splits = sorted(p.name for p in path.iterdir() if p.is_dir())
         raise ValueError(
             f"{path}: found several splits ({', '.join(splits)}), expected one: name its folder, {path}/NAME"
         )
     if (path / "state.json").exists():
+        if is_sealed(path):
+            require_whole(path)
         return _undecoded(datasets.load_from_disk(str(path)))
     if (path / "metadata.jsonl").exists():
         return _read_json(path / "metadata.jsonl")
-    if parquet := sorted(str(p) for p in path.rglob("*.parquet")):
-        return _undecoded(datasets.Dataset.from_parquet(parquet))
+    if parquet := sorted(path.rglob("*.parquet")):
+        return _undecoded(_parquet(path, parquet))
     if len(files := [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl")]) == 1:
         return _read_json(files[0])
     raise ValueError(
         f"{path}: found a folder with {len(files)} JSON files and none of state.json (datasets), *.parquet or "
         "metadata.jsonl, expected one of these. Name the JSON file itself."
     )
+
+
+def _parquet(path: Path, files: list[Path]) -> datasets.Dataset:
+    try:
+        return datasets.Dataset.from_parquet([str(file) for file in files])
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: found Parquet that cannot be read ({error.__cause__ or error})") from error
 
 
 def _undecoded(table: datasets.Dataset) -> datasets.Dataset:
@@ -235,6 +252,8 @@ def _read_json(path: Path) -> list[Any]:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: line {error.lineno}, column {error.colno}: no valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
+        raise ValueError(f"{path}: no usable JSON ({error})") from error
 
 
 def _lines(path: Path, text: str) -> Iterator[Any]:
@@ -246,3 +265,5 @@ def _lines(path: Path, text: str) -> Iterator[Any]:
                 raise ValueError(
                     f"{path}: line {number}: no valid JSON ({error.msg}), expected a JSON list, or one sample a line"
                 ) from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}: line {number}: no usable JSON ({error})") from error

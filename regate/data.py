@@ -10,6 +10,7 @@ joined along their first dimension, as the processors do themselves. B samples, 
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -69,6 +70,13 @@ class ConversationEncoder:
         self._load = load_video if frames is None else frames.load
         placeholders = placeholder_token_ids(processor)
         self._placeholders = torch.tensor(sorted(placeholders), dtype=torch.int64)
+        tokenizer = tokenizer_of(processor)
+        self._window = getattr(tokenizer, "model_max_length", sys.maxsize)  # 1e30 where none is known
+        self._longest = max(map(len, tokenizer.get_vocab()))
+        self._expected = (
+            f"expected at most the {self._window} tokens of the tokenizer's model_max_length. Cut such samples with "
+            "max_length (--max-length), or shorten the text."
+        )
         self._markers = special_token_ids(processor) - placeholders
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -90,6 +98,7 @@ class ConversationEncoder:
         name = sample.get("id", sample.get("sample_id"))
         messages = sample["messages"]
         messages = json.loads(messages) if isinstance(messages, str) else messages
+        self._check_size(name, messages)
         try:
             images = [read_image(path) for path in sample.get("images") or []]
             videos = self._videos(messages, sample.get("videos") or [])
@@ -184,9 +193,17 @@ class ConversationEncoder:
                 files[0] if files else None,
             )
 
+    def _check_size(self, name: Any, messages: list[dict]) -> None:
+        """Refuses a text that cannot fit whatever its tokens are, before seconds are spent on finding them."""
+        size = sum(len(item.get("text", "")) for message in messages for item in message["content"])
+        if self.max_length is None and size > self._window * self._longest:
+            raise BadSample(f"sample {name!r}: found a text of {size:,} characters, {self._expected}", name)
+
     def _truncate(self, name: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cuts the tail; refuses to cut placeholders, or all targets."""
         length, limit = len(inputs["input_ids"]), self.max_length
+        if limit is None and length > self._window:
+            raise BadSample(f"sample {name!r}: found {length} tokens, {self._expected}", name)
         advice = "Raise max_length (--max-length), lower num_frames (--num-frames) or shorten the text."
         if limit is not None and length > limit:
             if torch.isin(inputs["input_ids"][limit:], self._placeholders).any():

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image, ImageFile, ImageOps
 
+MAX_PIXELS = 89_478_485
+"""Of one picture or frame, where Pillow begins to warn: 270 MB as RGB. A few kilobytes may claim any size."""
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others run programs (EPS) or are rare
+# What FFmpeg may take a file for. Others are playlists and lists of files, which name further files and addresses.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,flv,asf,ogg,mpeg,mpegts,mpegvideo,m4v,h264,hevc,mjpeg,av1,ivf,"
+    "obu,dv,mxf,nut,rm,yuv4mpegpipe,wtv,wav,mp3,flac,png_pipe,jpeg_pipe,bmp_pipe,webp_pipe,tiff_pipe"
+)
+_OPEN = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Decode on rather than seek while the next wanted frame is this near.
 _SEEK_BEYOND = 64
@@ -113,14 +123,11 @@ def load_video(
         raise ValueError(f"num_frames is {num_frames}, expected at least 1")
     path = Path(path)
     expected = "a video, or a folder of frames"
-    if not path.exists():
-        raise _error(path, "no such file", expected)
-    if path.is_dir():
+    if _kind(path, expected) == "folder":
         return _load_folder(path, num_frames, clip, choose)
-    if path.stat().st_size == 0:
-        raise _error(path, "an empty file", expected)
     try:
-        with av.open(str(path)) as container:
+        # `file:` because a name may look like a protocol's or a pattern's.
+        with av.open(f"file:{path}", options=_OPEN) as container:
             if not container.streams.video:
                 kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
                 raise _error(path, f"no video stream ({kinds})", expected)
@@ -139,21 +146,41 @@ def read_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     expected = "an image"
-    if not path.exists():
-        raise _error(path, "no such file", expected)
-    if path.is_dir():
+    if _kind(path, expected) == "folder":
         raise _error(path, "a folder", expected + " (a folder of frames is a video: list it under `video`)")
-    if path.stat().st_size == 0:
-        raise _error(path, "an empty file", expected)
     try:
-        with Image.open(path) as image, _whole_images():
+        with Image.open(path, formats=_IMAGE_FORMATS) as image, _whole_images():
+            _check_size(path, *image.size)
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode in ("P", "LA", "PA"):
                 upright = upright.convert("RGBA")
             return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MediaError:
+        raise
+    except Exception as error:  # on broken bytes Pillow's readers raise whatever their parsing runs into
         raise _error(path, f"data that does not decode ({_reason(error)})", expected) from error
+
+
+def _kind(path: Path, expected: str) -> str:
+    """file or folder; MediaError for anything else. A pipe would be waited for, a device has no end."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else f"a path that leads nowhere ({error})"
+        raise _error(path, found, expected) from None
+    if stat.S_ISDIR(status.st_mode):
+        return "folder"
+    if not stat.S_ISREG(status.st_mode):
+        raise _error(path, "a pipe, a socket or a device", expected)
+    if status.st_size == 0:
+        raise _error(path, "an empty file", expected)
+    return "file"
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _error(path, f"a picture of {width}x{height}", f"at most {MAX_PIXELS:,} pixels (regate.media.MAX_PIXELS)")
 
 
 _PILLOW = threading.Lock()
@@ -178,7 +205,7 @@ def keep_bytes(data: bytes, name: str | None = None) -> str:
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "regate-media"
     path = folder / (hashlib.blake2b(data, digest_size=16).hexdigest() + Path(name or "").suffix)
-    if not path.exists():
+    if not path.exists() or path.read_bytes() != data:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.write_bytes(data)
@@ -223,6 +250,9 @@ def _load_folder(path: Path, num_frames: int, clip: Clip | None, choose: Callabl
     files = [f for f in path.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith(".")]
     if not files:
         raise _error(path, "a folder without images", f"a folder of frames ({', '.join(IMAGE_ENDINGS[:3])}, ...)")
+    inside = path.resolve()
+    if strange := [f for f in files if f.is_symlink() and not f.resolve().is_relative_to(inside)]:
+        raise _error(path, f"a link to a file elsewhere ({strange[0].name})", "frames that lie in the folder itself")
     files.sort(key=lambda f: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", f.name)])
     indices = wanted_frames(path, num_frames, clip, choose, None, len(files))
     frames = {i: np.asarray(read_image(files[i])) for i in sorted(set(indices))}
@@ -234,6 +264,7 @@ def _decode(path: Path, container: InputContainer, fps: float | None, choose: Ca
     """Two passes: count packets without decoding, then decode the wanted frames, seeking over long gaps."""
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
+    _check_size(path, stream.codec_context.width, stream.codec_context.height)
     packets, seen = _packets(container, stream)
     total = len(packets)
     if total == 0:
@@ -248,7 +279,7 @@ def _decode(path: Path, container: InputContainer, fps: float | None, choose: Ca
         frames, total = _all_frames(path, container, stream, choose, total)
     if any(frame.is_corrupt for frame in frames.values()):
         raise _error(path, "frames that the decoder marks as corrupt", "intact frames")
-    arrays = {i: _to_rgb(frame) for i, frame in frames.items()}
+    arrays = {i: _to_rgb(path, frame) for i, frame in frames.items()}
     _one_size(path, arrays)
     indices = choose(total)
     return Video(np.stack([arrays[i] for i in indices]), indices, total, fps)
@@ -317,8 +348,9 @@ def _all_frames(
     return {i: frame for i, frame in enumerate(container.decode(stream)) if i in wanted}, total
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+def _to_rgb(path: Path, frame: av.VideoFrame) -> np.ndarray:
     """uint8 [H, W, 3], upright."""
+    _check_size(path, frame.width, frame.height)
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
 

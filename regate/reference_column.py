@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from regate.integrity import flush_folder, hash_file
 from regate.reference import TextTeacher, load_teacher, score_rows
 from regate.throughput import Throughput
 from regate.turns import BadSample
@@ -264,20 +265,24 @@ def _from_shards(
 
 
 def _write_shard(folder: Path, start: int, table: pa.Table) -> None:
+    """A shard's name holds its first row and the hash of its bytes: it is there whole, or not."""
     temporary = folder / f"{start:010d}.tmp"
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
         writer.write_table(table)
-    os.replace(temporary, temporary.with_suffix(".arrow"))
+    os.replace(temporary, folder / f"{start:010d}-{hash_file(temporary, flush=True)}.arrow")
+    flush_folder(folder)
 
 
 def _whole_shard(folder: Path, start: int) -> Path | None:
-    path = folder / f"{start:010d}.arrow"
-    try:
-        with pa.memory_map(str(path)) as source:
-            pa.ipc.open_stream(source).read_all().validate()
-    except (OSError, pa.ArrowInvalid):
-        return None
-    return path
+    """The shard that begins with this row, if its bytes are those it was written with; a damaged one is removed."""
+    found = None
+    for path in sorted(folder.glob(f"{start:010d}-*.arrow")):
+        if found is None and hash_file(path) == path.stem.split("-")[1]:
+            found = path
+        else:
+            logger.warning("%s: damaged, so its rows are scored again", path)
+            path.unlink()
+    return found
 
 
 def _content_key(dataset: datasets.Dataset, reference_id: str, shard_rows: int) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from torch import Tensor
 
 _LOSSES = pa.list_(pa.float32())
@@ -60,10 +61,28 @@ class Trace:
         """Write the file, atomically."""
         temporary = self.path.with_suffix(".tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), temporary)
+        table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
+        pq.write_table(table.replace_schema_metadata({"xxh3": _digest(table.to_pylist())}), temporary)
         os.replace(temporary, self.path)
 
     def rewind(self, step: int) -> None:
         """Go on from the rows before ``step`` of the file that is there."""
-        rows = pq.read_table(self.path).to_pylist() if self.path.exists() else []
+        rows = read_trace(self.path) if self.path.exists() else []
         self._rows = [row for row in rows if row["step"] < step]
+
+
+def read_trace(path: Path) -> list[dict]:
+    """Rows of :data:`SCHEMA`, as they were written; ValueError naming the file where it is damaged."""
+    try:
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: damaged ({error}). Move it away to go on without it.") from error
+    written = (table.schema.metadata or {}).get(b"xxh3")
+    if written is not None and written.decode("ascii", "replace") != _digest(rows):
+        raise ValueError(f"{path}: damaged (not the rows that were written). Move it away to go on without it.")
+    return rows
+
+
+def _digest(rows: list[dict]) -> str:
+    return xxhash.xxh3_128_hexdigest(repr(rows).encode())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin, TrainerCallback
 
 from regate.accounting import FlopModel, StepClock, StepLog, Tokens, causal_pairs, count_tokens, peak_memory_bytes
-from regate.checkpoint import SafeTrainer
+from regate.checkpoint import SafeTrainer, last_complete
 from regate.collate import NO_PLACE, OF_COLLATOR, OWN_COLUMNS, GateCollator, intact
 from regate.config import ReGateConfig
 from regate.difficulty import DifficultyBuffer, Observations
@@ -324,7 +324,8 @@ class ReGateTrainer(SafeTrainer):
             raise FloatingPointError(
                 f"the loss is {total.item()} in step {self.state.global_step}, samples "
                 f"{None if gated.sample is None else gated.sample.tolist()}. The last complete checkpoint is "
-                f"{self.last_complete_checkpoint()}; look at these samples, or lower the learning rate."
+                f"{last_complete(self.args.output_dir, contents=False)}; look at these samples, or lower the learning "
+                "rate."
             )
         self._observe(gated, losses.detach())
         # DDP and FSDP average gradients over ranks, and the number is of all ranks.
@@ -410,13 +411,18 @@ class ReGateTrainer(SafeTrainer):
             self.step_log.add(**self._last_entry)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        stock = set(logs)
         if "loss" in logs and self._last_entry:
             entry = self._last_entry
             logs |= {k: v for k, v in entry.items() if isinstance(v, (int, float)) and k not in ("step", "skipped")}
             logs |= {f"tokens_{k}": v for k, v in vars(entry["tokens"]).items()}
             logs["skipped_samples"] = self.num_skipped
             self.step_log.flush()
+        own = logs.keys() - stock
         super().log(logs, start_time)
+        # steps.jsonl has these numbers; trainer_state.json, which every checkpoint writes anew, need not grow by them.
+        for name in own:
+            self.state.log_history[-1].pop(name, None)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -426,9 +432,9 @@ class ReGateTrainer(SafeTrainer):
         finally:
             self._save_logs()
 
-    def _rewind(self, step: int) -> None:
+    def _rewind(self, step: int, checkpoint: str | None) -> None:
         if self.is_world_process_zero():
-            self.step_log.rewind(step)
+            self.step_log.rewind(step, checkpoint)
             if self.trace is not None:
                 self.trace.rewind(step)
 
@@ -441,6 +447,10 @@ class ReGateTrainer(SafeTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._save_logs()
         super()._save_checkpoint(model, trial)
+
+    def _add_to_checkpoint(self, directory: Path) -> None:
+        if self.is_world_process_zero():
+            self.step_log.save_state(directory)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -1,9 +1,11 @@
 """One sample as users write it -> one row of the table of conversations: the structural checks, sample by sample."""
 
+import functools
 import json
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class _Embedded(str):
     """The path of a file that a data set held inside, and that we wrote out: no user chose it."""
 
 
-def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
+def parse_sample(row: Any, root: Path, origin: str, follow_links: bool = False) -> dict[str, Any]:
     """Checks one sample and brings it into the form of the table.
 
     Args:
@@ -43,6 +45,7 @@ def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
             and "videos" are understood as well. `<image>` and `<video>` in a text say where the media stand; where no
             text holds one, they stand before the first question. "start" and "end" are seconds, of one video.
         root: absolute; media are looked for in it and nowhere else.
+        follow_links: take links inside of it that lead out of it.
         origin: the file that the sample comes from, for messages.
 
     Returns:
@@ -69,7 +72,8 @@ def parse_sample(row: Any, root: Path, origin: str) -> dict[str, Any]:
         listed["image" if ending in IMAGE_ENDINGS and ending != ".gif" else "video"] = [str(row["file_name"])]
     _place(messages, listed, bad)
     _set_clip(messages, row, bad)
-    files = {what: [_resolve(value, what, root, bad) for value in values] for what, values in listed.items()}
+    resolve = functools.partial(_resolve, root=root, bad=bad, follow_links=follow_links)
+    files = {what: [resolve(value, what) for value in values] for what, values in listed.items()}
     written = json.dumps(messages, ensure_ascii=False)
     try:
         f"{name}{written}{files}".encode()
@@ -87,7 +91,7 @@ def _messages(row: Mapping, bad: Any) -> tuple[list[dict], dict[str, list[str]]]
     if isinstance(turns, str):
         try:
             turns = json.loads(turns)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise bad(field, f"a string that is no JSON ({turns[:40]!r})", "a list of turns") from None
     if not isinstance(turns, list) or not turns:
         raise bad(field, "nothing" if turns is None else _kind(turns), 'a list of turns: [{"from", "value"}, ...]')
@@ -98,7 +102,7 @@ def _messages(row: Mapping, bad: Any) -> tuple[list[dict], dict[str, list[str]]]
         if not isinstance(turn, Mapping):
             raise bad(where, _kind(turn), 'an object with "from" and "value" (or "role" and "content")')
         role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise bad(f"{where}.from", repr(role), f"one of {', '.join(_ROLES)}")
         items = _items(content, where, inline, bad)
         if _ROLES[role] == "assistant":
@@ -157,7 +161,7 @@ def _clip(fields: Mapping, where: str, bad: Any) -> dict[str, float]:
         return {}
     for key in ("start", "end"):
         value = given.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
             found = "nothing" if value is None else repr(value)
             raise bad(f"{where}{key}", found, "seconds, as a number, with both start and end")
     if not 0 <= given["start"] < given["end"]:
@@ -243,7 +247,7 @@ def _place(messages: list[dict], listed: dict[str, list[str]], bad: Any) -> None
             )
 
 
-def _resolve(value: str, what: str, root: Path, bad: Any) -> str:
+def _resolve(value: str, what: str, root: Path, bad: Any, follow_links: bool) -> str:
     """An absolute path inside `root` of a file that exists."""
     if isinstance(value, _Embedded):
         return str(value)
@@ -254,11 +258,36 @@ def _resolve(value: str, what: str, root: Path, bad: Any) -> str:
         raise bad(
             what, f"{value!r}, which lies outside of the media folder {root}", "a path inside it (see media_root)"
         )
-    if not os.path.exists(full):
-        raise bad(what, f"no file at {full}", f"the {what} there (paths are relative to media_root, {root})", full)
-    if what == "image" and os.path.isdir(full):
+    try:
+        mode = os.stat(full).st_mode
+    except (OSError, ValueError) as error:
+        found = f"no file at {full}" + ("" if isinstance(error, FileNotFoundError) else f" ({error})")
+        raise bad(what, found, f"the {what} there (paths are relative to media_root, {root})", full) from None
+    if what == "image" and stat.S_ISDIR(mode):
         raise bad(what, f"a folder at {full}", "an image (a folder of frames goes under `video`)", full)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise bad(what, f"a pipe, a socket or a device at {full}", f"the {what} there", full)
+    target, inside = _real(full), _real_folder(root)
+    if not follow_links and os.path.commonpath([target, inside]) != inside:
+        raise bad(
+            what,
+            f"{value!r}, a link out of the media folder {root} to {target}",
+            "a file inside it, or leave to follow links (follow_links=True, --follow-links)",
+            full,
+        )
     return full
+
+
+@functools.lru_cache(maxsize=65536)
+def _real_folder(folder: str | Path) -> str:
+    return os.path.realpath(folder)
+
+
+def _real(path: str) -> str:
+    """The file that a path leads to; folders are looked up once."""
+    if os.path.islink(path) or os.path.isdir(path):
+        return os.path.realpath(path)
+    return os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
 
 
 def _kind(value: Any) -> str:

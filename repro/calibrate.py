@@ -94,4 +94,4 @@ def _seconds(recipe: Recipe, material: Material, folder: Path) -> list[float]:
     trainer, clock = trainer_of(recipe, material, folder)
     trainer.train()
     shutil.rmtree(folder)
-    return clock.seconds[WARM:]
+    return list(clock.seconds[WARM:])

@@ -4,7 +4,6 @@ Works in the stock Trainer and in ours. The clock is stopped meanwhile; a run th
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from regate.accounting import (
     peak_memory_bytes,
     read_steps,
 )
+from regate.integrity import seal, unseal, write_whole
 
 
 class Follower(TrainerCallback):
@@ -51,10 +51,11 @@ class Follower(TrainerCallback):
     def _visit(self, model: nn.Module, step: int) -> None:
         self.points.append({"step": step, "metrics": self.evaluate(model)})
         if step % self.every == 0 or step == 0:
-            model.save_pretrained(self.folder / "snapshots" / str(step))
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.points))
-        os.replace(temporary, self._path)
+            snapshot = self.folder / "snapshots" / str(step)
+            unseal(snapshot)
+            model.save_pretrained(snapshot)
+            seal(snapshot)
+        write_whole(self._path, json.dumps(self.points))
         self.clock.restart()
 
 

@@ -22,6 +22,7 @@ from eval import world
 from eval.world import mvbench
 from regate import add_reference_losses, add_visual_dependence
 from regate.accounting import FlopModel
+from regate.integrations.checkpoint import require_intact
 from regate.media import read_video
 from regate.reference import load_teacher
 from repro.evaluate import Choice
@@ -70,6 +71,7 @@ class Material:
 
     def trained(self, folder: Path) -> Any:
         """What a run saved in ``folder``: a whole model, or adapters on top of the prepared student. fp32."""
+        require_intact(str(folder))
         if (folder / "adapter_config.json").exists():
             return PeftModel.from_pretrained(self.model(), folder)
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)

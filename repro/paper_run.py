@@ -135,7 +135,7 @@ def run(args: PaperRun) -> Record | None:
     trainer = trainer_of(recipe, arguments, model, rows, processor)
     if state.is_main_process:
         _stamp(folder, config)
-    trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint() is not None)
+    trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint())
     if trainer.is_fsdp_enabled:  # checkpoints are sharded, the final model is whole
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     final = save_final(trainer, folder)  # type: ignore[arg-type]

@@ -265,6 +265,7 @@ def _text(record: Record) -> str:
     values = dataclasses.asdict(record)
     for name in NEVER_WRITTEN:
         del values[name]
+    values["seal"] = sealed(values)
     lines = []
     for name, value in values.items():
         if name in ("curve", "benchmarks") and value:
@@ -274,6 +275,17 @@ def _text(record: Record) -> str:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         lines.append(f" {json.dumps(name)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def sealed(values: Mapping[str, Any]) -> str:
+    """What a record says of itself: a hash of all else in it, so that a digit that changed on the disk is found."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def check_seal(values: Mapping[str, Any], seal: str | None) -> None:
+    """RecordError where the seal is not that of the values. Files of earlier versions have none: git guards those."""
+    need(seal is None or seal == sealed(values), "seal", seal, "the hash of all else in the file", "run it again")
 
 
 def _no_constant(name: str) -> float:
@@ -294,8 +306,10 @@ def read(path: str | Path) -> Record:
         if isinstance(value, Mapping) and value.get("schema", SCHEMA) != SCHEMA:
             again = "run the recipe again, or read it with the commit that wrote it"
             raise RecordError("schema", value["schema"], str(SCHEMA), again)
+        seal = value.pop("seal", None) if isinstance(value, dict) else None
         record: Record = _build(Record, value)
         need(record.name == path.stem, "name", record.name, f"'{path.stem}', as the file is called", "rename the file")
+        check_seal(value, seal)  # last: a field that makes no sense is named as that
     except RecordError as error:
         raise error.at(path) from None
     return record

@@ -13,6 +13,7 @@ import torch
 
 from regate import ReGateTrainer
 from regate.accounting import read_steps
+from regate.integrity import seal, unseal
 from repro.alone import Watch
 from repro.assemble import trainer_of
 from repro.curve import crossing, peak
@@ -65,7 +66,7 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
     if isinstance(trainer, ReGateTrainer):  # before the follower, which restarts the clock
         trainer.add_callback(KeptLog(folder, trainer, recipe.evaluate_every))
     trainer.add_callback(follower)
-    trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint() is not None)
+    trainer.train(resume_from_checkpoint=trainer.last_complete_checkpoint())
     alone = watch.alone()
 
     steps_log = folder / "steps.jsonl"
@@ -81,8 +82,10 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         if at and at.step != recipe.steps:
             there = material.trained(folder / "snapshots" / str(at.step))
             benchmarks.insert(0, _score(there, at.step, material, choices, questions))
+    unseal(folder / "final")
     trainer.model.save_pretrained(folder / "final")
     material.processor.save_pretrained(folder / "final")
+    seal(folder / "final")
     sums = totals(steps_log, recipe.steps)
     sparse = sparse_steps(steps_log)
     by_tag = summary(folder, sparse, recipe.evaluate_every) if isinstance(trainer, ReGateTrainer) else None

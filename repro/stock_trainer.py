@@ -56,10 +56,14 @@ class StockTrainer(SafeTrainer):
                 skipped=0,
             )
 
-    def _rewind(self, step: int) -> None:
+    def _rewind(self, step: int, checkpoint: str | None) -> None:
         self._counts = []
         if self.is_world_process_zero():
-            self.step_log.rewind(step)
+            self.step_log.rewind(step, checkpoint)
+
+    def _add_to_checkpoint(self, directory: Path) -> None:
+        if self.is_world_process_zero():
+            self.step_log.save_state(directory)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.is_world_process_zero():

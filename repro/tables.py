@@ -23,6 +23,8 @@ from eval.results import Result
 from repro import benchmark_tables, budgets, by_tag, compare, readme, render, timing, variant_tables
 from repro.bench import record as bench_record
 from repro.bench import table as bench_table
+from repro.faults import record as fault_record
+from repro.faults import table as fault_table
 from repro.record import TOKEN_KINDS, Record, load
 from repro.render import NOTE, Cell, Cells, Column, Layout, Part, shown, text
 from repro.rows import Published, measured_group, published_rows
@@ -253,8 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     scored, unfit = evaluations.load(options.results / "evaluations")
     costs, unread = timing.load([options.results / "calibration"])
     timed, unfit_bench = bench_record.load(options.results / "bench")
-    problems += [*unread, *unfit_bench]
-    kept = files(committed, published, [(result, "committed") for result in scored], costs) | bench_table.files(timed)
+    broken_runs, unfit_faults = fault_record.load(options.results / "faults")
+    problems += [*unread, *unfit_bench, *unfit_faults]
+    kept = files(committed, published, [(result, "committed") for result in scored], costs)
+    kept |= bench_table.files(timed) | fault_table.files(broken_runs)
     results = readme.section(committed, costs)
     if options.check:
         old = readme.stale(options.readme, results) if options.readme.exists() else []

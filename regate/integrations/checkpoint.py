@@ -7,9 +7,11 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
+from regate.integrity import MARKER, NotWhole, is_sealed, require_whole
+
 ADAPTER = "adapter_config.json"
 _READ = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}  # what from_pretrained may read
-_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "complete", "scaler")
+_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "complete", "scaler", "steps.")
 _CHUNK = 2**24
 
 
@@ -69,5 +71,23 @@ def fingerprint(pretrained: str, base: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def require_intact(pretrained: str) -> None:
+    """Reads a folder that ``regate train`` or a trainer sealed, and nothing of any other.
+
+    Raises:
+        ValueError: a file that decides what the checkpoint answers is gone, cut short or altered.
+    """
+    if not is_sealed(pretrained):
+        return
+    try:
+        require_whole(pretrained, wanted=_may_decide)
+    except NotWhole as error:
+        raise ValueError(f"{error}. If you changed it on purpose, delete {Path(pretrained) / MARKER}") from error
+
+
 def _decides(path: Path) -> bool:
-    return path.is_file() and path.suffix in _READ and not path.name.startswith(_TRAINING)
+    return path.is_file() and _may_decide(path)
+
+
+def _may_decide(path: Path) -> bool:
+    return path.suffix in _READ and not path.name.startswith(_TRAINING)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from regate.integrations.checkpoint import ADAPTER, base_of, file_of
+from regate.integrations.checkpoint import ADAPTER, base_of, file_of, require_intact
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -28,8 +28,8 @@ def load_checkpoint(
         dtype: one of `DTYPES`; "auto": as saved.
 
     Raises:
-        ValueError: weights that are missing or of another shape (a stock load would make them up); a base for what is
-            no adapter; an adapter without a base; an unknown dtype.
+        ValueError: files that were altered since they were sealed; weights that are missing or of another shape (a
+            stock load would make them up); a base for what is no adapter; an adapter without a base; an unknown dtype.
     """
     _register()
     adapter = file_of(pretrained, ADAPTER)
@@ -38,6 +38,8 @@ def load_checkpoint(
     path = base_of(pretrained, base) if adapter else pretrained
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    for folder in dict.fromkeys((pretrained, path)):
+        require_intact(folder)
     model, info = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.measured import RecordError, is_number, need
-from repro.record import config_hash
+from repro.record import check_seal, config_hash, sealed
 
 SCHEMA = 1
 KINDS = ("bench", "scaling", "input", "buffer")
@@ -83,7 +83,9 @@ def write(record: BenchRecord, directory: str | Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record.name}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(record), allow_nan=False, indent=None) + "\n", encoding="utf-8")
+    values = dataclasses.asdict(record)
+    text = json.dumps({**values, "seal": sealed(values)}, allow_nan=False, indent=None)
+    temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
     return path
 
@@ -97,11 +99,13 @@ def read(path: str | Path) -> BenchRecord:
         raise RecordError("file", str(error), "a complete JSON object", AGAIN, path) from None
     need_names = {f.name for f in dataclasses.fields(BenchRecord)}
     try:
-        need(isinstance(values, Mapping), "file", values, "a JSON object", AGAIN)
+        need(isinstance(values, dict), "file", values, "a JSON object", AGAIN)
+        seal = values.pop("seal", None)
         need(set(values) == need_names, "fields", sorted(set(values) ^ need_names), "none missing, none else", AGAIN)
         need(values["config_hash"] != "", "config_hash", "", "the hash that the bench wrote", AGAIN)
         record = BenchRecord(**values)
         need(record.name == path.stem, "name", record.name, f"'{path.stem}', as the file is called", AGAIN)
+        check_seal(values, seal)
     except RecordError as error:
         raise error.at(path) from None
     return record

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from regate import ReGateConfig, ReGateTrainer
 from regate.accounting import read_steps
@@ -89,8 +90,19 @@ def test_gated_lora_moves_only_adapters(tmp_path):
     assert any(not torch.equal(after[n], value) for n, value in start.items())
 
 
+class Logged(TrainerCallback):
+    """What integrations (TensorBoard and the like) are told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append(dict(logs))
+
+
 def test_every_step_is_logged_with_what_it_cost(tmp_path):
-    trainer = experiment("internvl", tmp_path)
+    trainer, logged = experiment("internvl", tmp_path), Logged()
+    trainer.add_callback(logged)
     trainer.train()
     steps = read_steps(tmp_path / "steps.jsonl")
     assert [s["step"] for s in steps] == list(range(6))
@@ -104,9 +116,10 @@ def test_every_step_is_logged_with_what_it_cost(tmp_path):
         assert s["loss_kept"] > 0
         # Never observed or observed once: the kept ones are the harder ones by construction of the score.
         assert (s["reference_elided"] is None) == (s["ratio"] == 1)
-    logged = [e for e in trainer.state.log_history if "loss" in e]
-    assert logged[2]["ratio"] == 0.5
-    assert logged[2]["tokens_supervised"] == steps[2]["tokens"]["supervised"]
+    assert logged.seen[2]["ratio"] == 0.5
+    assert logged.seen[2]["tokens_supervised"] == steps[2]["tokens"]["supervised"]
+    # What steps.jsonl holds does not stand in every checkpoint's trainer_state.json as well.
+    assert all("ratio" not in e and "tokens_supervised" not in e for e in trainer.state.log_history)
 
 
 def test_trace_holds_what_was_decided(tmp_path):
@@ -167,6 +180,18 @@ class TestResume:
         assert "resumed True" in resumed.stdout
         assert whole.stdout.split("digest")[1] == resumed.stdout.split("digest")[1]
 
+    def test_a_finished_run_takes_no_step_more(self, tmp_path):
+        """Killed between its last checkpoint and what comes after: in mid-epoch, the stock loop would go on by one."""
+        options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+        first = experiment("internvl", tmp_path, **options)
+        first.train()
+        again = experiment("internvl", tmp_path, **options)
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == 6
+        assert len(read_steps(tmp_path / "steps.jsonl")) == 6
+        for name, weight in weights(first).items():
+            assert torch.equal(weights(again)[name], weight), name
+
     def test_best_model_is_loaded_whole(self, tmp_path):
         """T25: the stock Trainer drops nearly all keys of these classes here, with a warning only."""
         trainer = experiment(
@@ -207,6 +232,10 @@ class TestResume:
         os.truncate(model, model.stat().st_size - 1)
         with pytest.raises(IncompleteCheckpoint, match="were written, found"):
             require_complete(tmp_path / "checkpoint-4")
+        # A run with finished checkpoints is not begun anew without a word, because all of them are damaged.
+        with pytest.raises(IncompleteCheckpoint, match="all 1 finished checkpoints are damaged"):
+            trainer.train(resume_from_checkpoint=True)
+        (tmp_path / "checkpoint-4" / MARKER).unlink()
         assert last_complete(tmp_path) is None
         with pytest.raises(ValueError, match="no complete checkpoint"):
             trainer.train(resume_from_checkpoint=True)
@@ -316,9 +345,6 @@ def test_autocast_and_checkpointing(tmp_path):
 
 def bits(x: torch.Tensor) -> torch.Tensor:
     return x.view(torch.int16)
-
-
-from transformers import TrainerCallback  # noqa: E402
 
 
 class StopAt(TrainerCallback):

@@ -237,7 +237,17 @@ def test_paths_that_hold_no_conversations(tmp_path):
         load_conversations(tmp_path / "splits")
 
 
-def test_links_inside_the_media_folder_may_point_outside(folder, tmp_path_factory):
-    elsewhere = write_image(tmp_path_factory.mktemp("elsewhere") / "far.jpg")
-    (folder / "link.jpg").symlink_to(elsewhere)
-    assert load(folder, good(image="link.jpg"))["images"][:] == [[str(folder / "link.jpg")]]
+def test_links_out_of_the_media_folder_are_followed_only_when_told_to(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_image(elsewhere / "far.jpg")
+    (folder / "link.jpg").symlink_to(elsewhere / "far.jpg")
+    (folder / "away").symlink_to(elsewhere)
+    (folder / "near.jpg").symlink_to("i.jpg")
+    for name in ("link.jpg", "away/far.jpg"):
+        with pytest.raises(BadSample, match=r"a link out of the media folder .* --follow-links"):
+            load(folder, good(image=name))
+        assert load(folder, good(image=name), follow_links=True)["images"][:] == [[str(folder / name)]]
+    assert load(folder, good(image="near.jpg"))["images"][:] == [[str(folder / "near.jpg")]]
+    inside = folder.with_name("linked")
+    inside.symlink_to(folder)  # the folder itself may be a link
+    assert load(inside, good(image="near.jpg"), media_root=inside)["images"][:] == [[str(inside / "near.jpg")]]
