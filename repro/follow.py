@@ -27,7 +27,7 @@ from regate.accounting import (
 
 
 class Follower(TrainerCallback):
-    """Evaluates before the first step, every ``every`` steps and after the last one; ``snapshots``: keeps the weights."""
+    """Evaluates before the first step, every ``every`` steps and after the last one; ``snapshots``: keeps weights."""
 
     def __init__(
         self,

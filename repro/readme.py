@@ -43,7 +43,7 @@ def _short_table(runs: Sequence[Group]) -> str:
             values = list(compare.validated(readings).values())
             score = compare.accuracy(readings, "mvbench")
             moved = [compare.change(readings, baseline, key) for key in ("tokens.paper", "train_seconds")]
-            changes = [render.signed_percent(m.percent) if m and method != BASELINE else "" for m in moved]
+            changes = [render.signed_percent(m.percent) if m and method != group.baseline_method else "" for m in moved]
             lines.append([
                 group.student, LABELS[method], str(len(readings)), *changes,
                 f"{100 * sum(values) / len(values):.1f}" if values else "", f"{score.percent:.1f}" if score else "",
@@ -57,7 +57,7 @@ def _peak(group: Group) -> list[str]:
 
 
 def _against_baseline(group: Group) -> list[str]:
-    ours, theirs = (compare.at_end(group.methods.get(m, {})) for m in ("regate", BASELINE))
+    ours, theirs = (compare.at_end(group.methods.get(m, {})) for m in ("regate", group.baseline_method))
     gap = compare.paired(compare.validated(ours), compare.validated(theirs), "readme", group.student, group.origin)
     found = [f"{group.student}: on validation {gap.words}"] if gap else []
     label = LABELS["regate"]

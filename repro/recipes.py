@@ -13,7 +13,7 @@ from regate.gate import METHOD_VERSION, POLICIES
 from repro.variants import EVALUATIONS, SEEDS, STEPS, TIERS, VARIANTS
 
 STUDENTS = ("internvl", "videollama2", "videochat2")
-SCALES = ("micro", "paper")
+SCALES = ("micro", "small", "paper")
 
 
 _SEEN = (

@@ -1,4 +1,4 @@
-"""The projector learns to speak the language model's words, with tower and language model frozen. Two stages, resumable.
+"""The projector learns the language model's words, with tower and language model frozen. Two stages, resumable.
 
 1. **words**: each visual token is to be the sum of the embeddings of what lies there, noun and colour by the share of
    its box, and the background: a regression on cached features of the tower, which never runs the language model.
@@ -43,6 +43,8 @@ from repro.small.student import COMMITTED, ROOT, SHAPE, Shape, assemble, project
 WORDS = (*NOUNS, *COLOURS, *BACKGROUNDS)
 KINDS = {"noun": slice(0, len(NOUNS)), "colour": slice(len(NOUNS), len(NOUNS) + len(COLOURS))}
 KINDS["background"] = slice(KINDS["colour"].stop, len(WORDS))
+WORDS_STAGE = StageConfig(steps=2000, batch_size=64, lr=2e-3, warmup=50)
+CAPTIONS_STAGE = StageConfig(steps=100, batch_size=8, lr=5e-4, warmup=10)
 SHARPNESS = 8.0  # logits per unit of cosine in the naming loss
 
 
@@ -55,8 +57,8 @@ class AlignConfig:
     frames: int = 3  # of each clip, in the stage `words`
     validation: int = 96
     shape: Shape = SHAPE
-    words: StageConfig = StageConfig(steps=2000, batch_size=64, lr=2e-3, warmup=50)
-    captions: StageConfig = StageConfig(steps=100, batch_size=8, lr=5e-4, warmup=10)
+    words: StageConfig = WORDS_STAGE
+    captions: StageConfig = CAPTIONS_STAGE
     eval_every: int = 500
 
     def digest(self) -> str:
@@ -179,7 +181,7 @@ class Alignment:
         return self.encoder.encode(turn.question, turn.answer, world.FRAMES, turn.spans)
 
     def _logprobs(self, rows: list[dict[str, list[int]]], features: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """As `target_logprobs`; the visual tokens are made of features [P, C] a frame, or hidden where there are none."""
+        """As `target_logprobs`; visual tokens are made of features [F, P, C] a row, or hidden where there are none."""
         length = max(len(row["input_ids"]) for row in rows)
 
         def padded(name: str, fill: int) -> Tensor:

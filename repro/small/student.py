@@ -1,8 +1,8 @@
 """The small student: stock `LlavaOnevisionForConditionalGeneration`, a frozen ViT-S/14 before SmolLM2-135M.
 
-A frame of `IMAGE_SIZE` pixels is 4 x 4 patches, which the class pools to 2 x 2: four visual tokens a frame, and one that
-ends the clip. No line of regate or transformers is changed for it. Its parts come from `make models`, its projector
-from `repro.small.align`; `build` puts them together into a checkpoint that `from_pretrained` reads.
+A frame of 56 pixels is 4 x 4 patches, which the class pools to 2 x 2: four visual tokens a frame, and one that ends
+the clip. No line of regate or transformers is changed for it. Its parts come from `make models`, its projector from
+`repro.small.align`; `build` puts them together into a checkpoint that `from_pretrained` reads.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def convert_onnx(onnx_file: Path, target: Path) -> float:
     side = exported.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     worst = difference(exported, model, side)
     if not worst <= TOLERANCE:  # NaN, too
-        raise ModelsError(f"{onnx_file.name}: the converted tower differs from onnxruntime by {worst:.2g}, > {TOLERANCE:g}")
+        found = f"the converted tower differs from onnxruntime by {worst:.2g}"
+        raise ModelsError(f"{onnx_file.name}: {found}, expected at most {TOLERANCE:g}")
     model.save_pretrained(target)
     return worst
 
@@ -64,9 +65,8 @@ def weights_of(exported: Any) -> dict[str, torch.Tensor]:
     from onnx import numpy_helper
 
     arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in exported.graph.initializer}
-    weights = {
-        _renamed(name.removeprefix("backbone.")): value for name, value in arrays.items() if name.startswith("backbone.")
-    }
+    named = {name.removeprefix("backbone."): value for name, value in arrays.items() if name.startswith("backbone.")}
+    weights = {_renamed(name): value for name, value in named.items()}
     hidden = weights["embeddings.cls_token"].shape[-1] if "embeddings.cls_token" in weights else 0
     for node in exported.graph.node:
         found = _MATMUL.fullmatch(node.name)
@@ -74,10 +74,11 @@ def weights_of(exported: Any) -> dict[str, torch.Tensor]:
             name = _renamed(".".join((found[1], found[2])).replace("/", "."))
             weights[f"{name}.weight"] = arrays[node.input[1]].T.contiguous()
     # Constants without a name of their own, [1, 1, D] and [1, P, D].
-    tables = [value for name, value in arrays.items() if not name.startswith("backbone.") and value.ndim == 3]
-    tables = sorted((table for table in tables if table.shape[0] == 1 and table.shape[2] == hidden), key=lambda t: t.shape[1])
+    rest = [value for name, value in arrays.items() if not name.startswith("backbone.") and value.ndim == 3]
+    tables = sorted((t for t in rest if t.shape[0] == 1 and t.shape[2] == hidden), key=lambda t: t.shape[1])
     if [table.shape[1] == 1 for table in tables] != [True, False]:
-        raise ModelsError(f"found position tables of shapes {[tuple(t.shape) for t in tables]}, expected [1, 1, D], [1, P, D]")
+        shapes = [tuple(table.shape) for table in tables]
+        raise ModelsError(f"found position tables of shapes {shapes}, expected [1, 1, D] and [1, P, D]")
     weights["embeddings.position_embeddings"] = torch.cat(tables, dim=1)
     return weights
 
@@ -132,7 +133,8 @@ def for_size(model: Dinov2Model, image_size: int) -> Dinov2Model:
     weights = model.state_dict()
     blank = torch.empty(1, (image_size // patch) ** 2 + 1, config.hidden_size)
     with torch.no_grad():
-        weights["embeddings.position_embeddings"] = model.embeddings.interpolate_pos_encoding(blank, image_size, image_size)
+        resized_table = model.embeddings.interpolate_pos_encoding(blank, image_size, image_size)
+    weights["embeddings.position_embeddings"] = resized_table
     resized = Dinov2Model(config)
     resized.load_state_dict(weights)
     return resized.eval()
