@@ -25,7 +25,7 @@ from regate.accounting import FlopModel
 from regate.media import read_video
 from regate.reference import load_teacher
 from repro.evaluate import Choice
-from repro.micro_data import Example, MicroCollator, encode_examples
+from repro.micro_data import IGNORE, Example, MicroCollator, encode_examples, frames_of
 from repro.recipes import Data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +91,14 @@ class Material:
             rows.save_to_disk(to)
 
         return datasets.load_from_disk(str(once(folder, make)))
+
+    def targets(self, row: dict[str, Any]) -> list[int]:
+        """Token ids of an encoded row's answer, its end marker included."""
+        return [label for label in row["labels"] if label != IGNORE]
+
+    def clip(self, row: dict[str, Any]) -> np.ndarray:
+        """uint8 [F, H, W, 3] of an encoded row."""
+        return frames_of(row)
 
     def teacher(self, name: str) -> Any:
         """A text-only teacher, fp32: "aligned" is the prepared student's own backbone, others are in `teachers`."""

@@ -166,8 +166,7 @@ def measured_group(group: Group, benchmark: str) -> list[Cell]:
         cells += row + words
     note = Place(group, "", benchmark)
     if not baseline:
-        whose = "the stock Trainer" if group.baseline_method == compare.BASELINE else "the dense trainer"
-        missing = f"no run of {whose}, nothing to compare with"
+        missing = "no run of the stock Trainer, nothing to compare with"
         cells.append(note.cell(NOTE, text=f"{group.student} ({_where(group)}): {missing}"))
     return [*cells, note.cell(NOTE, text=provenance(group))]
 

@@ -110,8 +110,8 @@ def easy_cells(records: Sequence[Record]) -> list[Cell]:
 
 _NOTES = (
     "easy-VQA (Victor Zhou, MIT) is not our data: 64-pixel pictures of one shape. A kind's answers are the options, "
-    "put into a sentence and ranked by likelihood; accuracy is the mean of the three kinds, ± half of the 95 % interval "
-    "over questions",
+    "put into a sentence and ranked by likelihood; accuracy is the mean of the three kinds, ± half of the 95 % "
+    "interval over questions",
     "fine-tuned on the world: these models never saw a question of easy-VQA; fine-tuned on easy-VQA: on its own "
     "training split, answers in a sentence, because a one-word answer leaves a gate nothing to choose",
 )

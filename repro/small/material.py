@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -24,9 +25,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from eval import world
 from eval.world import mvbench
 from regate import add_reference_losses
+from regate.media import read_video
 from regate.media_cache import FrameCache
 from repro.material import once, teacher_cost
-from repro.micro_data import Encoder
+from repro.micro_data import IGNORE, Encoder
 from repro.recipes import Data, Recipe
 from repro.small import easy_vqa
 from repro.small.models import easy_vqa_path, require
@@ -129,6 +131,15 @@ class SmallMaterial:
             if not path.exists():
                 mvbench.encode(world.render(scene), path)
             yield name, path, turn.question, turn.answer, turn.kind, turn.spans
+
+    def targets(self, row: dict[str, Any]) -> list[int]:
+        """Token ids of a row's answer, its end marker included."""
+        labels = Encoder(self.processor).encode(row["question"], row["answer"], world.FRAMES)["labels"]
+        return [label for label in labels if label != IGNORE]
+
+    def clip(self, row: dict[str, Any]) -> np.ndarray:
+        """uint8 [F, H, W, 3] of a row."""
+        return read_video(row["videos"][0], world.FRAMES)
 
     def scored(self, teacher: str = "aligned") -> tuple[datasets.Dataset, dict[str, float]]:
         """The training rows with the reference losses of the student's own backbone, and what that cost.
