@@ -43,8 +43,8 @@ from repro.small.student import COMMITTED, ROOT, SHAPE, Shape, assemble, project
 WORDS = (*NOUNS, *COLOURS, *BACKGROUNDS)
 KINDS = {"noun": slice(0, len(NOUNS)), "colour": slice(len(NOUNS), len(NOUNS) + len(COLOURS))}
 KINDS["background"] = slice(KINDS["colour"].stop, len(WORDS))
-WORDS_STAGE = StageConfig(steps=2000, batch_size=64, lr=2e-3, warmup=50)
-CAPTIONS_STAGE = StageConfig(steps=100, batch_size=8, lr=5e-4, warmup=10)
+WORDS_STAGE = StageConfig(steps=1600, batch_size=64, lr=2e-3, warmup=50)
+CAPTIONS_STAGE = StageConfig(steps=60, batch_size=8, lr=5e-4, warmup=5)
 SHARPNESS = 8.0  # logits per unit of cosine in the naming loss
 
 
@@ -55,11 +55,10 @@ class AlignConfig:
     seed: int = 1  # of clips and batches; runs use seed 0 and other splits
     clips: int = 1200
     frames: int = 3  # of each clip, in the stage `words`
-    validation: int = 96
+    validation: int = 48
     shape: Shape = SHAPE
     words: StageConfig = WORDS_STAGE
     captions: StageConfig = CAPTIONS_STAGE
-    eval_every: int = 500
 
     def digest(self) -> str:
         """Names the state files: another configuration begins anew."""
@@ -203,7 +202,7 @@ class Alignment:
         stage: StageConfig = getattr(self.config, name)
         self.curves[name], self.seconds[name], _ = run_stage(
             name, stage, modules, loss_at, self.work / f"{name}-{self.config.digest()}.pt",
-            evaluate=evaluate, eval_every=min(self.config.eval_every, stage.steps), save_every=min(250, stage.steps),
+            evaluate=evaluate, eval_every=max(1, stage.steps // 2), save_every=max(1, stage.steps // 8),
         )  # fmt: skip
 
 

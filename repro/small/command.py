@@ -18,11 +18,18 @@ def small(tables: Sequence[str], seeds: int, runs: Path, device: str = "cpu") ->
     from repro import tables as shown
     from repro.grid import run_all
     from repro.small import evidence, recipes
+    from repro.small.align import align
     from repro.small.material import material_of
+    from repro.small.models import language_path, require, vision_path
     from repro.small.packages import ModelsError
+    from repro.small.student import projector_path
 
     try:
         wanted = recipes.of_tables(tables, seeds)
+        require(runs)
+        if not projector_path(runs).is_file():
+            print("Aligning the projector (minutes, once)", flush=True)
+            align(language_path(runs), vision_path(runs), projector_path(runs).parent)
         options = ("--scale", "small", "--device", device)
         code = run_all(wanted, runs, seeds, 1, partial(material_of, device=device), options)
         if not code and ("4" in tables or "easyvqa" in tables):

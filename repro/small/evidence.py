@@ -99,7 +99,7 @@ def sentences(material: SmallMaterial) -> list[dict[str, Any]]:
 
 def zero_shot(runs: Path, material: SmallMaterial) -> Record:
     """The student before fine-tuning on its benchmarks, as a record of no steps; found again where it is fresh."""
-    recipe = recipes.easy_vqa("zeroshot", data=material.data)
+    recipe = recipes.easy_vqa("zeroshot", data=material.data, steps=0, gate={}, tuning={})
     config = recipe.config(material.student_hash)
     path = runs / "records" / f"{recipe.name}.json"
     if path.exists():
@@ -118,7 +118,7 @@ def zero_shot(runs: Path, material: SmallMaterial) -> Record:
         config=config,
         started=started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        steps=0,
+        steps=recipe.steps,
         protocol=PROTOCOL,
         benchmarks=tuple(benchmarks),
         **environment(threads=torch.get_num_threads()),

@@ -32,7 +32,7 @@ from repro.micro_data import IGNORE, Encoder
 from repro.recipes import Data, Recipe
 from repro.small import easy_vqa
 from repro.small.models import easy_vqa_path, require
-from repro.small.student import build, identity, projector_path
+from repro.small.student import aligned, build, identity
 
 CACHE_GB = 20.0
 QUESTIONS_OF_EASY_VQA = 240
@@ -72,7 +72,7 @@ class SmallMaterial:
     @cached_property
     def student_hash(self) -> str:
         """Of its parts, its shape and its aligned projector."""
-        return identity(projector_path(self.runs))
+        return identity(aligned(self.runs))
 
     @cached_property
     def processor(self) -> Any:

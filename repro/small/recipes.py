@@ -18,13 +18,13 @@ LORA = f"{NAME}-lora"
 STEPS = 96
 _GATE = {"keep_ratio": 0.5, "lambda_": 0.5, "beta": 0.9, "gate_warmup_steps": 6, "cycle": 30, "dense_steps": 4}
 _DATA = Data(
-    train=768,
+    train=256,  # three epochs: a running loss is first known in the second
     validation=64,
     tasks=("moving_attribute", "scene_transition", "object_existence", "episodic_reasoning", "moving_direction",
            "state_change"),
     questions_per_task=32,
 )  # fmt: skip
-_EASY = Data(train=768, validation=64, tasks=(), questions_per_task=0)
+_EASY = Data(train=256, validation=64, tasks=(), questions_per_task=0)
 TUNING: dict[str, dict[str, Any]] = {NAME: {}, LORA: {"lora": {"r": 16, "alpha": 32}}}
 """What trains beside the projector: the whole language model, or adapters on its linear layers. Never the tower."""
 RATES = {NAME: 2e-4, LORA: 1e-3}
@@ -69,7 +69,8 @@ def weighted(lambda_: int, seed: int = 0, **changes: Any) -> Recipe:
 def easy_vqa(method: str, seed: int = 0, **changes: Any) -> Recipe:
     """Fine-tuning on easy-VQA's training questions, answered in a sentence: one word would leave a gate nothing."""
     gate = {"policy": "dense"} if method == "dense" else _GATE | {"policy": "regate"}
-    return _run(f"easyvqa-{method}", NAME, seed, gate, "easyvqa", **{"data": _EASY, "evaluate_every": 24} | changes)
+    fields = {"data": _EASY, "evaluate_every": 24, "gate": gate} | changes
+    return _run(f"easyvqa-{method}", NAME, seed, fields.pop("gate"), "easyvqa", **fields)
 
 
 def table4(seeds: int, lora_seeds: int = 1) -> list[Recipe]:

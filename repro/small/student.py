@@ -76,7 +76,7 @@ SHAPE = Shape()
 def tokenizer_of(language: Path) -> Any:
     """SmolLM2's tokenizer with the two placeholders behind its own tokens."""
     tokenizer = AutoTokenizer.from_pretrained(language)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, VIDEO]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE, VIDEO]}, replace_extra_special_tokens=False)
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -136,6 +136,14 @@ def projector_path(runs: Path) -> Path:
     return COMMITTED if COMMITTED.is_file() else runs / "models" / "projector" / "projector.safetensors"
 
 
+def aligned(runs: Path) -> Path:
+    """The same, where it is there; FileNotFoundError names the command that makes it."""
+    path = projector_path(runs)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: run `python -m repro.small.align --runs {runs}`")
+    return path
+
+
 def identity(weights: Path, shape: Shape = SHAPE) -> str:
     """Hash of all that decides the student: its parts' pins, its shape and its projector."""
     parts = json.dumps({"language": SMOLLM2.sha256, "vision": VIT.sha256, **asdict(shape)}, sort_keys=True)
@@ -148,9 +156,7 @@ def build(runs: Path) -> Path:
     Raises:
         FileNotFoundError: no aligned projector.
     """
-    weights = projector_path(runs)
-    if not weights.is_file():
-        raise FileNotFoundError(f"{weights} is not there: run `python -m repro.small.align --runs {runs}`")
+    weights = aligned(runs)
     target = runs / "models" / f"student-{identity(weights)[:12]}"
     if not target.is_dir():
         model, processor = assemble(language_path(runs), vision_path(runs))

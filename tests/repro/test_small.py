@@ -40,7 +40,7 @@ from tests.repro import small_parts
 DATA = Data(train=12, validation=6, tasks=("moving_attribute", "scene_transition"), questions_per_task=2)
 EASY = Data(train=8, validation=4, tasks=(), questions_per_task=0)
 ALIGN = AlignConfig(
-    clips=8, frames=2, validation=4, eval_every=100,
+    clips=8, frames=2, validation=4,
     words=StageConfig(steps=12, batch_size=8, lr=1e-2, warmup=2),
     captions=StageConfig(steps=2, batch_size=2, lr=1e-3, warmup=1),
 )  # fmt: skip
