@@ -43,8 +43,8 @@ from repro.small.student import COMMITTED, ROOT, SHAPE, Shape, assemble, project
 WORDS = (*NOUNS, *COLOURS, *BACKGROUNDS)
 KINDS = {"noun": slice(0, len(NOUNS)), "colour": slice(len(NOUNS), len(NOUNS) + len(COLOURS))}
 KINDS["background"] = slice(KINDS["colour"].stop, len(WORDS))
-WORDS_STAGE = StageConfig(steps=1600, batch_size=64, lr=2e-3, warmup=50)
-CAPTIONS_STAGE = StageConfig(steps=60, batch_size=8, lr=5e-4, warmup=5)
+WORDS_STAGE = StageConfig(steps=1000, batch_size=32, lr=2e-3, warmup=50)
+CAPTIONS_STAGE = StageConfig(steps=48, batch_size=8, lr=5e-4, warmup=5)
 SHARPNESS = 8.0  # logits per unit of cosine in the naming loss
 
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from eval import world
 from eval.world import mvbench
-from regate import add_reference_losses
+from regate import add_reference_losses, conversations
 from regate.media import read_video
 from regate.media_cache import FrameCache
 from repro.material import once, teacher_cost
@@ -34,6 +34,12 @@ from repro.small import easy_vqa
 from repro.small.models import easy_vqa_path, require
 from repro.small.student import aligned, build, identity
 
+FEATURES = datasets.Features(
+    conversations.FEATURES
+    | {"tags": datasets.List(datasets.Value("int8"))}
+    | {name: datasets.Value("string") for name in ("question", "answer", "kind")}
+)
+"""A table of conversations, with the tag of each target and what the app shows."""
 CACHE_GB = 20.0
 QUESTIONS_OF_EASY_VQA = 240
 
@@ -111,7 +117,7 @@ class SmallMaterial:
         def make(to: Path) -> None:
             encoder = Encoder(self.processor)
             rows = [row(encoder, number, *given) for number, given in enumerate(self._samples(split, size))]
-            datasets.Dataset.from_list(rows).save_to_disk(to)
+            datasets.Dataset.from_list(rows, features=FEATURES).save_to_disk(to)
 
         return datasets.load_from_disk(str(once(folder, make)))
 
