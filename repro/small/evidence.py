@@ -1,11 +1,11 @@
-"""What the real language model says by itself, before any fine-tuning, and what the aligned student sees: three parts.
+"""What the real language model says by itself, before any fine-tuning, and what the aligned student sees.
 
-`RUNS/records/evidence-smollm2.json` is no run; it holds, each with the identity of the student:
-
-- **zero-shot**: easy-VQA and the MVBench twin, scored before fine-tuning. A record of a run of no steps.
+- **zero-shot**: easy-VQA and the MVBench twin before fine-tuning, as a record of a run of no steps.
 - **reference**: how the reference losses of the training rows lie by tag: quartiles, share above 0.5 nat, AUCs,
-  correlation with being visual.
-- **sentences**: the sentences of the paper's pictures with each token's loss, and what a ratio of 0.5 keeps.
+  rank correlation with being visual.
+- **sentences**: those of the paper's pictures, with each token's loss from text alone.
+
+The last two go to ``RUNS/evidence/smollm2.json``, with the identity of the student that they are of.
 """
 
 from __future__ import annotations
