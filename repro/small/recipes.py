@@ -69,7 +69,7 @@ def weighted(lambda_: int, seed: int = 0, **changes: Any) -> Recipe:
 def easy_vqa(method: str, seed: int = 0, **changes: Any) -> Recipe:
     """Fine-tuning on easy-VQA's training questions, answered in a sentence: one word would leave a gate nothing."""
     gate = {"policy": "dense"} if method == "dense" else _GATE | {"policy": "regate"}
-    fields = {"data": _EASY, "evaluate_every": 24, "gate": gate} | changes
+    fields: dict[str, Any] = {"data": _EASY, "evaluate_every": 24, "gate": gate} | changes
     return _run(f"easyvqa-{method}", NAME, seed, fields.pop("gate"), "easyvqa", **fields)
 
 
@@ -109,5 +109,5 @@ def named(name: str, seeds: int) -> Recipe:
 def shortened(recipe: Recipe, steps: int, data: Data, batch_size: int = 2) -> Recipe:
     """The same run in a few steps on little data: does it run?"""
     gate = recipe.gate | ({"gate_warmup_steps": 1, "cycle": 3, "dense_steps": 1} if "cycle" in recipe.gate else {})
-    sizes = {"steps": steps, "batch_size": batch_size, "evaluate_every": 2, "save_every": 2, "trace_samples": 0}
+    sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "evaluate_every": 2, "save_every": 2, "trace_samples": 0}
     return replace(recipe, gate=gate, data=data, **sizes)
