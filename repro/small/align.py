@@ -126,17 +126,22 @@ class Alignment:
             weights.append(words_at(scene, self.config.shape.seats_per_side)[chosen])
         return self.features(np.concatenate(frames)), torch.from_numpy(np.concatenate(weights))
 
+    @cached_property
+    def words_seen(self) -> tuple[Tensor, Tensor]:
+        """What the stage trains on; not made where it has ended already."""
+        return self.looked_at(self.train)
+
     def align_words(self) -> None:
         """Regression of the visual tokens on words, and naming: which noun and colour is nearest."""
-        seen, want = self.looked_at(self.train)
-        shown, told = self.looked_at(self.held_out)
 
         def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+            seen, want = self.words_seen
             rng = np.random.default_rng([self.config.seed, 1, step])
             chosen = torch.from_numpy(rng.integers(0, len(seen), self.config.words.batch_size))
             return words_loss(self.look(seen[chosen]), want[chosen], self.table), {}
 
         def evaluate() -> dict[str, float]:
+            shown, told = self.looked_at(self.held_out)
             with torch.no_grad():
                 return naming(self.look(shown), told, self.table)
 

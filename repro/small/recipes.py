@@ -109,5 +109,11 @@ def named(name: str, seeds: int) -> Recipe:
 def shortened(recipe: Recipe, steps: int, data: Data, batch_size: int = 2) -> Recipe:
     """The same run in a few steps on little data: does it run?"""
     gate = recipe.gate | ({"gate_warmup_steps": 1, "cycle": 3, "dense_steps": 1} if "cycle" in recipe.gate else {})
-    sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "evaluate_every": 2, "save_every": 2, "trace_samples": 0}
+    sizes: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "evaluate_every": 2,
+        "save_every": 2,
+        "trace_samples": 0,
+    }
     return replace(recipe, gate=gate, data=data, **sizes)

@@ -125,9 +125,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(material, tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     tokenizer.save_pretrained(tmp_path)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    GemmaForCausalLM(
-        GemmaConfig(vocab_size=16, head_dim=16, num_key_value_heads=1, **sizes)
-    ).save_pretrained(tmp_path)
+    GemmaForCausalLM(GemmaConfig(vocab_size=16, head_dim=16, num_key_value_heads=1, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has another tokenizer than the student"):
         load_teacher(tmp_path, material.processor, attend_placeholders=False)
 
