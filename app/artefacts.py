@@ -163,7 +163,8 @@ def load_records(places: Places) -> tuple[list[Record], list[Problem]]:
 
 
 def find_traces(records: Sequence[Record], places: Places) -> list[Trace]:
-    """Traces that records name, and those of runs without a record; gated runs first, committed before own."""
+    """Traces that records name, and those of runs without a record: committed before own, gated first, and of these
+    the small scale's, whose teacher is a real language model."""
     roots = {"committed": places.results / "artefacts", "own": places.runs}
     traces = []
     for record in records:
@@ -174,7 +175,11 @@ def find_traces(records: Sequence[Record], places: Places) -> list[Trace]:
     for path in sorted(places.runs.rglob("trace.parquet")):
         if path.resolve() not in known:
             traces.append(Trace(str(path.parent.relative_to(places.runs)), path))
-    return sorted(traces, key=lambda trace: (trace.origin, not gated(trace), trace.name))
+    return sorted(traces, key=lambda trace: (trace.origin, not gated(trace), not _small(trace), trace.name))
+
+
+def _small(trace: Trace) -> bool:
+    return trace.record is not None and trace.record.scale == "small"
 
 
 def gated(trace: Trace) -> bool:

@@ -33,7 +33,7 @@ from repro.attention_file import Clip, ClipAttention, StoredAttention, names_obj
 from repro.grounding import Key, clip_scores, compare
 from repro.keep import MANIFEST
 from repro.material import PREPARED, Material
-from repro.micro_data import IGNORE, TAGS, MicroCollator, frames_of
+from repro.micro_data import TAGS, MicroCollator
 from repro.recipes import Data
 from repro.record import Record, load
 from repro.stats import LEVEL, REPS
@@ -78,9 +78,9 @@ def main(runs: Path, clips: int = CLIPS, prepared: Path = PREPARED) -> int:
     for name, paths in written.items():
         size = write_manifest(by_name[name], runs, paths)
         print(f"{name}: {len(paths)} files, {size / 1024:.0f} KiB in {runs / name}")
-    if not pairs:
+    if not (pairs or written):
         print(f"{runs} holds no baseline with a ReGATE run of the same student and seed: run `make repro-table4`")
-    return int(bool(left_out) or not pairs)
+    return int(bool(left_out) or not (pairs or written))
 
 
 class StaleRun(ValueError):
@@ -96,10 +96,15 @@ def pairs_of(records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
             yield standard, record
 
 
-def material_of(record: Record, runs: Path, prepared: Path) -> Material:
+def material_of(record: Record, runs: Path, prepared: Path) -> Any:
     """What the run was made of; StaleRun where the prepared student has changed since."""
     data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.config["data"].items()}
-    material = Material(record.student, Data(**data), runs / "cache", prepared)
+    if record.scale == "small":
+        from repro.small.material import SmallMaterial
+
+        material: Any = SmallMaterial(Data(**data), runs)
+    else:
+        material = Material(record.student, Data(**data), runs / "cache", prepared)
     if material.student_hash != record.config["student_hash"]:
         raise StaleRun(
             f"the prepared student is {material.student_hash[:12]}, the run was made from "
@@ -130,9 +135,9 @@ def write_samples(record: Record, runs: Path, prepared: Path) -> dict[str, list[
     entries, paths = [], []
     for sample_id in traced(record):
         row = rows[sample_id]
-        tokens, tags = targets_of(row, material.processor.tokenizer)
+        tokens, tags = targets_of(material.targets(row), row["tags"], material.processor.tokenizer)
         strip = folder / f"{row['id']}.webp"
-        write_strip(strip, frames_of(row))
+        write_strip(strip, material.clip(row))
         paths.append(strip)
         entries.append(
             {
@@ -156,11 +161,10 @@ def traced(record: Record) -> list[int]:
     return list(range(0, size, size // count))[:count]
 
 
-def targets_of(row: dict[str, Any], tokenizer: Any) -> tuple[list[str], list[str]]:
-    """Text and tag of each target of an encoded row."""
+def targets_of(ids: Sequence[int], tags: Sequence[int], tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Text and tag of each target."""
     names = {code: tag for tag, code in TAGS.items()}
-    ids = [label for label in row["labels"] if label != IGNORE]
-    return [tokenizer.decode([i]) for i in ids], [names[code] for code in row["tags"]]
+    return [tokenizer.decode([i]) for i in ids], [names[code] for code in tags]
 
 
 # --- attention ---
@@ -183,7 +187,7 @@ def test_clips(material: Material) -> list[TestClip]:
     for index, row in enumerate(material.encoded(SPLIT)):
         name, scene, _ = world.example(SPLIT, index, material.data.seed)
         assert name == row["id"], f"row {index} of the test split is {row['id']}, the world says {name}"
-        tokens, tags = targets_of(row, material.processor.tokenizer)
+        tokens, tags = targets_of(material.targets(row), row["tags"], material.processor.tokenizer)
         things = [(thing.colour, thing.noun) for thing in scene.objects]
         named = names_objects(tokens, tags, things)
         if len(tokens) < FEWEST or not any(owner is not None for owner in named):
@@ -193,7 +197,7 @@ def test_clips(material: Material) -> list[TestClip]:
         ]
         objects = [f"{colour} {noun}" for colour, noun in things]
         clip = Clip(name, row["question"], row["answer"], tokens, tags, objects, named, boxes, f"{name}.webp")
-        found.append(TestClip(row, clip, frames_of(row)))
+        found.append(TestClip(row, clip, material.clip(row)))
     return found
 
 

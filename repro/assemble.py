@@ -18,9 +18,9 @@ from repro.rivals.random_ltd import Arm, RandomLTD, Schedule
 from repro.tuning import tuned
 
 
-def trainer_of(recipe: Recipe, material: Material, folder: Path) -> tuple[SafeTrainer, StepClock]:
-    """The trainer of a recipe, which logs every step to ``folder/steps.jsonl``, and its clock."""
-    shared: dict[str, Any] = {
+def arguments_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What a recipe says of TrainingArguments, whatever the scale, on the CPU."""
+    return {
         "output_dir": str(folder),
         "max_steps": recipe.steps,
         "per_device_train_batch_size": recipe.batch_size,
@@ -37,12 +37,16 @@ def trainer_of(recipe: Recipe, material: Material, folder: Path) -> tuple[SafeTr
         "seed": recipe.seed,
         "use_cpu": True,
     }
+
+
+def trainer_of(recipe: Recipe, material: Material, folder: Path) -> tuple[SafeTrainer, StepClock]:
+    """The trainer of a recipe, which logs every step to ``folder/steps.jsonl``, and its clock."""
+    shared = arguments_of(recipe, folder)
     rows, _ = material.scored(recipe.teacher)
     model, collator = tuned(material.model(), recipe.tuning, recipe.seed), MicroCollator(material.processor)
     if recipe.gate:
-        traced = list(range(0, len(rows), len(rows) // recipe.trace_samples)) if recipe.trace_samples else []
         teacher = None if recipe.teacher == "aligned" else teacher_fingerprint(rows)
-        args = ReGateConfig(**shared, **recipe.gate, teacher=teacher, trace_samples=traced[: recipe.trace_samples])
+        args = ReGateConfig(**shared, **recipe.gate, teacher=teacher, trace_samples=traced(recipe, len(rows)))
         ours = ReGateTrainer(model, args, collator, rows, processing_class=material.processor)
         return ours, ours.clock
     placeholder = torch.tensor(sorted(placeholder_token_ids(material.processor, model.config)))
@@ -58,3 +62,8 @@ def trainer_of(recipe: Recipe, material: Material, folder: Path) -> tuple[SafeTr
     trainer.add_callback(clock)
     trainer.add_callback(log)
     return trainer, clock
+
+
+def traced(recipe: Recipe, rows: int) -> list[int]:
+    """The samples of a training set of ``rows`` that are traced, evenly spread."""
+    return list(range(0, rows, rows // recipe.trace_samples))[: recipe.trace_samples] if recipe.trace_samples else []

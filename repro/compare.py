@@ -20,8 +20,14 @@ BASELINE = "stock"
 METRIC = "content_accuracy"
 """The validation metric on which peak and crossing are read."""
 TIMED_ON = ("cpu", "cores", "threads", "gpu", "allocator")
-STUDENTS = {"internvl": "InternVL3.5", "videollama": "VideoLLaMA2", "videochat": "VideoChat2"}
-"""How a record's student begins -> the paper's name of it."""
+STUDENTS = {
+    "internvl": "InternVL3.5",
+    "videollama": "VideoLLaMA2",
+    "videochat": "VideoChat2",
+    "smollm2-lora": "SmolLM2-135M-LoRA",
+    "smollm2": "SmolLM2-135M",
+}
+"""How a record's student begins -> its name in tables: the paper's, or its language model's."""
 
 Runs = dict[int, Record]
 """Seed -> the newest run."""
@@ -37,9 +43,14 @@ class Group:
     methods: dict[str, Runs]
 
     @property
+    def baseline_method(self) -> str:
+        """The stock Trainer. The small scale does not run it: there it is our dense trainer, whose losses are equal."""
+        return "dense" if self.scale == "small" else BASELINE
+
+    @property
     def baseline(self) -> Runs:
-        """The runs of the stock Trainer."""
-        return self.methods.get(BASELINE, {})
+        """The runs that others are compared with."""
+        return self.methods.get(self.baseline_method, {})
 
 
 def student_name(student: str) -> str:

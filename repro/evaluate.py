@@ -69,7 +69,11 @@ def content_metrics(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]
         losses.append(-logprob_N.numpy())
         hits.append(hit_N.numpy())
     model.train(was_training)
-    tag, loss, hit = np.concatenate(tags), np.concatenate(losses), np.concatenate(hits)
+    return metrics_by_tag(np.concatenate(tags), np.concatenate(losses), np.concatenate(hits))
+
+
+def metrics_by_tag(tag: np.ndarray, loss: np.ndarray, hit: np.ndarray) -> dict[str, float]:
+    """Of all targets [N], tag, loss and whether it was the likeliest token: as `content_metrics` returns them."""
     result: dict[str, float] = {}
     for name, mask in [("all", np.ones_like(tag, bool)), *((name, tag == code) for name, code in TAGS.items())]:
         result[f"tokens_{name}"] = int(mask.sum())

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from repro import compare, timing
-from repro.compare import BASELINE, METRIC, Group
+from repro.compare import METRIC, Group
 from repro.curve import running_mean
 from repro.drawing import LOOKS, OTHER, STYLE, Drawing, Look, draw, stale
 from repro.record import Record, load
@@ -96,7 +96,7 @@ def _arrow_lines(group: Group, metric: str) -> list[dict[str, Any]]:
     pairs = compare.reached(group.baseline, group.methods["regate"], metric)
     there = [pair for pair in pairs if pair.at is not None]
     note = f"{len(there)} of {len(pairs)} seeds"
-    ends = [("arrow from", BASELINE, [(pair.target, pair.peak) for pair in there or pairs])]
+    ends = [("arrow from", group.baseline_method, [(pair.target, pair.peak) for pair in there or pairs])]
     if there:
         ends.append(("arrow to", "regate", [(pair.target, pair.at) for pair in there if pair.at]))
     lines = []

@@ -27,10 +27,18 @@ from regate.integrity import seal, unseal, write_whole
 
 
 class Follower(TrainerCallback):
-    """Evaluates before the first step, every ``every`` steps and after the last one."""
+    """Evaluates before the first step, every ``every`` steps and after the last one; ``snapshots``: keeps weights."""
 
-    def __init__(self, folder: Path, clock: StepClock, every: int, evaluate: Callable[[nn.Module], dict[str, float]]):
+    def __init__(
+        self,
+        folder: Path,
+        clock: StepClock,
+        every: int,
+        evaluate: Callable[[nn.Module], dict[str, float]],
+        snapshots: bool = True,
+    ):
         self.folder, self.clock, self.every, self.evaluate = folder, clock, every, evaluate
+        self.snapshots = snapshots
         self.points: list[dict[str, Any]] = []
 
     @property
@@ -50,7 +58,7 @@ class Follower(TrainerCallback):
 
     def _visit(self, model: nn.Module, step: int) -> None:
         self.points.append({"step": step, "metrics": self.evaluate(model)})
-        if step % self.every == 0 or step == 0:
+        if self.snapshots and (step % self.every == 0 or step == 0):
             snapshot = self.folder / "snapshots" / str(step)
             unseal(snapshot)
             model.save_pretrained(snapshot)

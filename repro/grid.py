@@ -8,20 +8,36 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from repro.material import Material
 from repro.recipes import Recipe
 from repro.run import existing
 
 
-def run_all(recipes: Sequence[Recipe], runs: Path, seeds: int, jobs: int = 1) -> int:
-    """Run what is missing, ``jobs`` at a time; what each prints goes to ``runs/<name>.log``. Returns the exit code."""
+def material_of(recipe: Recipe, runs: Path) -> Material:
+    """What a recipe of the micro scale runs on."""
+    return Material(recipe.student, recipe.data, runs / "cache")
+
+
+def run_all(
+    recipes: Sequence[Recipe],
+    runs: Path,
+    seeds: int,
+    jobs: int = 1,
+    material_of: Callable[[Recipe, Path], Any] = material_of,
+    options: Sequence[str] = (),
+) -> int:
+    """Run what is missing, ``jobs`` at a time; what each prints goes to ``runs/<name>.log``. Returns the exit code.
+
+    ``material_of``: what a recipe runs on; ``options``: more of them for `python -m repro run`.
+    """
     missing = []
     for recipe in recipes:
-        material = Material(recipe.student, recipe.data, runs / "cache")
+        material = material_of(recipe, runs)
         if existing(recipe, material, runs / "records"):
             print(f"{recipe.name}: there and fresh")
         else:
@@ -31,14 +47,13 @@ def run_all(recipes: Sequence[Recipe], runs: Path, seeds: int, jobs: int = 1) ->
         what = (recipe.student, recipe.data, recipe.teacher)
         if what not in made:
             made.add(what)
-            material = Material(recipe.student, recipe.data, runs / "cache")
-            material.scored(recipe.teacher), material.encoded("validation"), material.questions()
+            material_of(recipe, runs).prepare(recipe.teacher)
     failed: list[str] = []
     done, began = 0, time.perf_counter()
     # Runs that are read against a baseline come after it.
     for wave in ([r for r in missing if not r.has_baseline], [r for r in missing if r.has_baseline]):
         with ThreadPoolExecutor(jobs) as pool:
-            waiting = {pool.submit(_start, recipe.name, runs, seeds, jobs): recipe for recipe in wave}
+            waiting = {pool.submit(_start, recipe.name, runs, seeds, jobs, options): recipe for recipe in wave}
             for future in as_completed(waiting):
                 name, code = waiting[future].name, future.result()
                 done += 1
@@ -51,8 +66,8 @@ def run_all(recipes: Sequence[Recipe], runs: Path, seeds: int, jobs: int = 1) ->
     return 1 if failed else 0
 
 
-def _start(name: str, runs: Path, seeds: int, jobs: int) -> int:
-    command = [sys.executable, "-m", "repro", "run", name, "--seeds", str(seeds), "--runs", str(runs)]
+def _start(name: str, runs: Path, seeds: int, jobs: int, options: Sequence[str]) -> int:
+    command = [sys.executable, "-m", "repro", "run", name, "--seeds", str(seeds), "--runs", str(runs), *options]
     threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{name}.log").open("a") as log:

@@ -15,6 +15,7 @@ from eval import results as evaluations
 from repro.bench import record as bench_record
 from repro.benchmark_tables import run_name
 from repro.record import Record, RecordError, load, write
+from repro.small_tables import EVIDENCE
 
 MANIFEST = "artefacts.json"
 
@@ -37,7 +38,19 @@ def keep(runs: Path, results: Path) -> list[Path]:
         *keep_calibrations(runs / "calibration", results / "calibration"),
         *keep_results(runs / "eval", results / "evaluations"),
         *keep_bench(runs / "bench", results / "bench"),
+        *keep_evidence(runs / EVIDENCE, results / EVIDENCE),
     ]
+
+
+def keep_evidence(source: Path, target: Path) -> list[Path]:
+    """Copy what the small scale's teacher says; RecordError where it was made on an unclean tree."""
+    if not source.exists():
+        return []
+    made = json.loads(source.read_text())
+    if made["commit"] is None or made["dirty"] is not False:
+        raise RecordError("dirty", made["dirty"], "False", "delete it and run the small scale on a clean tree", source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copyfile(source, target))]
 
 
 def keep_bench(runs: Path, kept: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from regate.integrations.checkpoint import require_intact
 from regate.media import read_video
 from regate.reference import load_teacher
 from repro.evaluate import Choice
-from repro.micro_data import Example, MicroCollator, encode_examples
+from repro.micro_data import IGNORE, Example, MicroCollator, encode_examples, frames_of
 from repro.recipes import Data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,15 @@ class Material:
             rows = encoded.remove_columns("sample_id").add_column("sample_id", np.arange(size, dtype=np.int64))
             rows.save_to_disk(to)
 
-        return datasets.load_from_disk(str(_once(folder, make)))
+        return datasets.load_from_disk(str(once(folder, make)))
+
+    def targets(self, row: dict[str, Any]) -> list[int]:
+        """Token ids of an encoded row's answer, its end marker included."""
+        return [label for label in row["labels"] if label != IGNORE]
+
+    def clip(self, row: dict[str, Any]) -> np.ndarray:
+        """uint8 [F, H, W, 3] of an encoded row."""
+        return frames_of(row)
 
     def teacher(self, name: str) -> Any:
         """A text-only teacher, fp32: "aligned" is the prepared student's own backbone, others are in `teachers`."""
@@ -119,14 +127,18 @@ class Material:
                 scored = add_visual_dependence(rows, model, self.processor, MicroCollator(self.processor))
             else:
                 scored = add_reference_losses(tokens, model, self.processor, batch_tokens=_TOKENS_AT_ONCE)
-            spent = _teacher_cost(tokens, model, self.processor, sees=teacher == SEEING)
+            spent = teacher_cost(tokens, model, self.processor, sees=teacher == SEEING)
             cost = {"seconds": time.perf_counter() - began, **spent}
             added = scored.select_columns(["reference_losses", "reference_id"])
             datasets.concatenate_datasets([rows, added], axis=1).save_to_disk(to)
             (to / "cost.json").write_text(json.dumps(cost))
 
-        folder = _once(folder, make)
+        folder = once(folder, make)
         return datasets.load_from_disk(str(folder)), json.loads((folder / "cost.json").read_text())
+
+    def prepare(self, teacher: str = "aligned") -> None:
+        """Make all of it that a run with this teacher reads."""
+        self.scored(teacher), self.encoded("validation"), self.questions()
 
     def questions(self) -> tuple[list[Choice], str]:
         """The MVBench twin's questions with their clips, and a fingerprint of questions and order."""
@@ -140,7 +152,7 @@ class Material:
             to.mkdir()
             np.save(to / "frames.npy", np.stack([read_video(q.video, world.FRAMES) for q in questions]))
 
-        decoded = _once(self._folder("frames", asked, self.data.questions_per_task, self.data.seed), decode)
+        decoded = once(self._folder("frames", asked, self.data.questions_per_task, self.data.seed), decode)
         frames = np.load(decoded / "frames.npy", mmap_mode="r")  # uint8 [questions, F, H, W, 3]
         choices = [
             Choice(q.question, q.candidates, q.candidates.index(q.answer), q.task, frames=clip)
@@ -160,7 +172,7 @@ def _example(row: dict[str, Any]) -> Example:
     return Example(row["id"], frames, row["question"], row["answer"], row["kind"], json.loads(row["spans"]))
 
 
-def _teacher_cost(
+def teacher_cost(
     rows: datasets.Dataset, model: torch.nn.Module, processor: Any, sees: bool = False
 ) -> dict[str, float]:
     """Tokens and FLOPs of decoder and head; ``sees``: a second pass with visual tokens."""
@@ -176,7 +188,7 @@ def _teacher_cost(
     return {"flops": flops, "tokens": tokens}
 
 
-def _once(folder: Path, make: Any) -> Path:
+def once(folder: Path, make: Any) -> Path:
     """``folder``, made whole by ``make`` or not at all; what a killed process left is thrown away."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from regate.gate import METHOD_VERSION, POLICIES
 from repro.variants import EVALUATIONS, SEEDS, STEPS, TIERS, VARIANTS
 
 STUDENTS = ("internvl", "videollama2", "videochat2")
-SCALES = ("micro", "paper")
+SCALES = ("micro", "small", "paper")
 
 
 _SEEN = (
@@ -104,7 +104,7 @@ class Recipe:
 
     def step_kind(self, sparse: bool) -> str:
         """What decides the cost of a step, as text: steps of one kind cost the same on one machine."""
-        frozen, usual = self.tuning.get("freeze", []), TUNING[self.student].get("freeze", [])
+        frozen, usual = self.tuning.get("freeze", []), TUNING.get(self.student, {}).get("freeze", [])
         trains = "" if frozen == usual else f"frozen {', '.join(frozen) or 'nothing'}: "
         if not self.gate:
             return trains + ("random_ltd" if self.random_ltd else "stock")

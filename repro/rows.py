@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro import compare, render, variants
-from repro.compare import BASELINE, METRIC, Group, Reached, Reading, Readings
+from repro.compare import METRIC, Group, Reached, Reading, Readings
 from repro.record import TOKEN_KINDS, Record
 from repro.render import NOTE, WORDS, Cell, bounds
 
@@ -112,7 +112,7 @@ def measured_row(place: Place, readings: Readings, baseline: Readings) -> list[C
         value = compare.mean(readings, key)
         if value is not None:
             cells.append(place.cell(key, value, seeds=n, text=mark if key == "train_seconds" else ""))
-    is_baseline = place.method == BASELINE
+    is_baseline = place.method == place.group.baseline_method
     for key in () if is_baseline else CHANGES:
         moved = compare.change(readings, baseline, key)
         if moved:
@@ -198,7 +198,7 @@ def _where(group: Group) -> str:
 
 def _against_baseline(place: Place, row: Sequence[Cell], readings: Readings, baseline: Readings) -> list[Cell]:
     shared = len(set(readings) & set(baseline))
-    if place.method == BASELINE or not shared:
+    if place.method == place.group.baseline_method or not shared:
         return []
     by_column = {cell.column: cell for cell in row}
     gap = by_column.get("accuracy.difference")

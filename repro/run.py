@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +31,22 @@ METRIC = "content_accuracy"
 PROTOCOL = "rank"
 
 
-def existing(recipe: Recipe, material: Material, directory: Path) -> Record | None:
+@dataclass(frozen=True)
+class Parts:
+    """Where the scales differ in a run.
+
+    trainer_of: (recipe, material, folder) -> trainer and clock. follow: (recipe, material) -> what evaluates a model on
+    validation. score: (model, step, material) -> its benchmarks. snapshots: whether each evaluation keeps the weights,
+    for a run that is read at the step where it reaches a baseline.
+    """
+
+    trainer_of: Callable[[Recipe, Any, Path], tuple[Any, Any]]
+    follow: Callable[[Recipe, Any], Callable[[Any], dict[str, float]]]
+    score: Callable[[Any, int, Any], list[Benchmark]]
+    snapshots: bool = True
+
+
+def existing(recipe: Recipe, material: Any, directory: Path) -> Record | None:
     """The fresh record of a recipe in ``directory``, or None; a stale or damaged one is told of and made again."""
     path = directory / f"{recipe.name}.json"
     if not path.exists():
@@ -45,7 +62,9 @@ def existing(recipe: Recipe, material: Material, directory: Path) -> Record | No
     return None if reason else record
 
 
-def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None = None) -> Record:
+def run(
+    recipe: Recipe, material: Any, runs: Path, baseline: Record | None = None, parts: Parts | None = None
+) -> Record:
     """Train, follow and score one recipe; write and return its record.
 
     Args:
@@ -53,16 +72,17 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         material: what it runs on.
         runs: the run's folder is ``runs/<name>``, its record goes to ``runs/records``.
         baseline: for a gated method, the record whose peak it is read against.
+        parts: how it is trained, followed and scored; left out, as the micro scale does.
     """
+    parts = parts or MICRO
     folder = runs / recipe.name
     config = recipe.config(material.student_hash)
     _start_anew_if_changed(folder, config)
     watch = Watch()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = environment(threads=torch.get_num_threads())
-    trainer, clock = trainer_of(recipe, material, folder)
-    validation = _validation_batches(material, recipe.batch_size)
-    follower = Follower(folder, clock, recipe.evaluate_every, lambda m: content_metrics(m, validation))
+    trainer, clock = parts.trainer_of(recipe, material, folder)
+    follower = Follower(folder, clock, recipe.evaluate_every, parts.follow(recipe, material), parts.snapshots)
     if isinstance(trainer, ReGateTrainer):  # before the follower, which restarts the clock
         trainer.add_callback(KeptLog(folder, trainer, recipe.evaluate_every))
     trainer.add_callback(follower)
@@ -71,8 +91,7 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
 
     steps_log = folder / "steps.jsonl"
     curve = tuple(_point(p, steps_log) for p in follower.points)
-    choices, questions = material.questions()
-    benchmarks = [_score(trainer.model, recipe.steps, material, choices, questions)]
+    benchmarks = parts.score(trainer.model, recipe.steps, material)
     reached = None
     if baseline is not None:
         best = peak(baseline.curve, METRIC)
@@ -81,7 +100,7 @@ def run(recipe: Recipe, material: Material, runs: Path, baseline: Record | None 
         reached = {"metric": METRIC, "target": best[1], "baseline": baseline.name, "step": at.step if at else None}
         if at and at.step != recipe.steps:
             there = material.trained(folder / "snapshots" / str(at.step))
-            benchmarks.insert(0, _score(there, at.step, material, choices, questions))
+            benchmarks = parts.score(there, at.step, material) + benchmarks
     unseal(folder / "final")
     trainer.model.save_pretrained(folder / "final")
     material.processor.save_pretrained(folder / "final")
@@ -126,10 +145,12 @@ def sparse_steps(steps_log: Path) -> dict[int, bool]:
     return {e["step"]: e["ratio"] < 1 or e["visual_ratio"] < 1 for e in read_steps(steps_log)}
 
 
-def _validation_batches(material: Material, batch_size: int) -> list[dict[str, Any]]:
+def _follow(recipe: Recipe, material: Material) -> Callable[[Any], dict[str, float]]:
     rows = list(material.encoded("validation"))
     collator = MicroCollator(material.processor, extra=("tags",))
-    return [collator([rows[i] for i in b]) for b in batches_by_length([len(r["input_ids"]) for r in rows], batch_size)]
+    lengths = [len(row["input_ids"]) for row in rows]
+    batches = [collator([rows[i] for i in part]) for part in batches_by_length(lengths, recipe.batch_size)]
+    return lambda model: content_metrics(model, batches)
 
 
 def _point(point: dict[str, Any], steps_log: Path) -> Point:
@@ -137,15 +158,23 @@ def _point(point: dict[str, Any], steps_log: Path) -> Point:
     return Point(point["step"], sums["tokens"], sums["train_seconds"], sums["flops"], point["metrics"])
 
 
-def _score(model: Any, step: int, material: Material, choices: list, questions: str) -> Benchmark:
-    chosen = rank_options(model, material.processor, choices)
+def _score(model: Any, step: int, material: Material) -> list[Benchmark]:
+    choices, questions = material.questions()
+    return [benchmark("mvbench", step, choices, rank_options(model, material.processor, choices), questions)]
+
+
+MICRO = Parts(trainer_of, _follow, _score)
+
+
+def benchmark(name: str, step: int, choices: Sequence[Any], chosen: Sequence[int], questions: str) -> Benchmark:
+    """What options were ``chosen``, as a benchmark with the outcome of each question and what a guesser would get."""
     right = choice_accuracy(choices, chosen)["bits"]
     bits, chance = defaultdict(list), defaultdict(list)
     for choice, bit in zip(choices, right, strict=True):
         bits[choice.task].append(bit)
         chance[choice.task].append(1 / len(choice.options))
     means = {task: sum(c) / len(c) for task, c in chance.items()}
-    return Benchmark.from_bits("mvbench", step, PROTOCOL, bits, means, questions)
+    return Benchmark.from_bits(name, step, PROTOCOL, bits, means, questions)
 
 
 def _start_anew_if_changed(folder: Path, config: dict[str, Any]) -> None:
@@ -158,7 +187,7 @@ def _start_anew_if_changed(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _keep_snapshots(folder: Path, steps: set[str]) -> None:
-    for snapshot in (folder / "snapshots").iterdir():
+    for snapshot in (folder / "snapshots").glob("*"):
         if snapshot.name not in steps:
             shutil.rmtree(snapshot)
 

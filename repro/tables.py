@@ -20,7 +20,7 @@ import pandas as pd
 
 from eval import results as evaluations
 from eval.results import Result
-from repro import benchmark_tables, budgets, by_tag, compare, readme, render, timing, variant_tables
+from repro import benchmark_tables, budgets, by_tag, compare, readme, render, small_tables, timing, variant_tables
 from repro.bench import record as bench_record
 from repro.bench import table as bench_table
 from repro.faults import record as fault_record
@@ -189,9 +189,10 @@ def files(
     published: Published,
     results: Sequence[tuple[Result, str]] = (),
     costs: timing.Calibrations = MappingProxyType({}),
+    evidence: small_tables.Evidence | None = None,
 ) -> dict[str, str]:
-    """File name -> contents, for every table that has a record, or a result of a benchmark."""
-    found: dict[str, str] = {}
+    """File name -> contents, for every table that has a record, a result of a benchmark, or evidence."""
+    found = small_tables.files(records, evidence)
     runs = benchmark_tables.evaluated(results)
     for number in benchmark_tables.COLUMNS:
         if any(name in run.results for run in runs for name in benchmark_tables.benchmarks_of(number)):
@@ -256,8 +257,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     costs, unread = timing.load([options.results / "calibration"])
     timed, unfit_bench = bench_record.load(options.results / "bench")
     broken_runs, unfit_faults = fault_record.load(options.results / "faults")
-    problems += [*unread, *unfit_bench, *unfit_faults]
-    kept = files(committed, published, [(result, "committed") for result in scored], costs)
+    said, unfit_evidence = small_tables.load(options.results / small_tables.EVIDENCE)
+    problems += [*unread, *unfit_bench, *unfit_faults, *unfit_evidence]
+    kept = files(committed, published, [(result, "committed") for result in scored], costs, said)
     kept |= bench_table.files(timed) | fault_table.files(broken_runs)
     results = readme.section(committed, costs)
     if options.check:
@@ -271,7 +273,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     mine, broken = evaluations.load(options.runs / "eval")
     paths = save(out, kept) if kept else []
     both = [(result, "committed") for result in scored] + [(result, "own") for result in mine]
-    everything = files([*committed, *own], published, both, {**costs, **measured}) if own or mine else kept
+    own_said, unread_evidence = small_tables.load(options.runs / small_tables.EVIDENCE)
+    damaged += unread_evidence
+    everything = kept
+    if own or mine:
+        everything = files([*committed, *own], published, both, {**costs, **measured}, own_said or said)
     if own or mine:
         paths += save(options.runs / "tables", everything)
     if not everything:

@@ -60,7 +60,8 @@ def _published(published: Published, number: str) -> list[Cell]:
 
 def _rows(group: Group, methods: Sequence[str], renamed: dict[str, str]) -> list[Cell]:
     readings = {method: compare.at_end(group.methods[method]) for method in methods}
-    baseline = readings.get(BASELINE, {})
+    base = group.baseline_method
+    baseline = readings.get(base, {})
     cells: list[Cell] = []
     for method in methods:
         place = Place(group, method, BENCHMARK, renamed.get(method, ""))
@@ -70,10 +71,10 @@ def _rows(group: Group, methods: Sequence[str], renamed: dict[str, str]) -> list
             over = seed_interval(values)
             rest = bounds(over.scaled(100) if over else None) | {"over": "seeds" if over else ""}
             cells.append(place.cell("validation", 100 * sum(values) / len(values), unit="%", seeds=len(values), **rest))
-        for name, other in (("baseline", BASELINE), ("regate", "regate")):
+        for name, other in (("baseline", base), ("regate", "regate")):
             if other in readings and method != other:
                 cells += _gaps(place, readings[method], readings[other], name)
-        if method != BASELINE and baseline:
+        if method != base and baseline:
             pairs = compare.reached(group.baseline, group.methods[method])
             there = sum(pair.at is not None for pair in pairs)
             if pairs:

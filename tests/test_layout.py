@@ -15,7 +15,7 @@ ALLOWED = {
 TORCH_FREE = (
     "record", "stats", "tables", "figures", "curve", "measured", "compare", "rows", "render", "attention_file",
     "benchmark_tables", "variants", "timing", "variant_tables", "budgets", "by_tag", "readme", "drawing",
-    "variant_figures",
+    "variant_figures", "small_tables",
 )  # fmt: skip
 
 

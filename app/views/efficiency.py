@@ -33,6 +33,7 @@ HEIGHT = 340
 def groups(records: Sequence[Record]) -> dict[str, Group]:
     """Groups of Table 4's runs that have a curve, by the name that a menu shows."""
     found = compare.groups(record for record in records if compare.in_table(record, "4") and record.curve)
+    found.sort(key=lambda group: (group.origin != "committed", group.scale != "small"))  # a real teacher first
     return {f"{group.student} · {group.scale} · {group.origin}": group for group in found}
 
 

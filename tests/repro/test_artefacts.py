@@ -75,7 +75,8 @@ def test_stored_attention_is_that_of_the_final_model(runs, material, name):  # n
         assert (np.abs(one.weights - maps.weights) <= top / 510 + 1e-6).all()
         np.testing.assert_allclose(one.rest, maps.rest, atol=1e-6)
         assert (stored.frames, stored.extent) == (maps.grid.frames, maps.grid.extent)
-        assert targets_of(row, material.processor.tokenizer) == (one.clip.tokens, one.clip.tags)
+        found = targets_of(material.targets(row), row["tags"], material.processor.tokenizer)
+        assert found == (one.clip.tokens, one.clip.tags)
         _, scene, _ = world.example("test", int(one.clip.id.rsplit("-", 1)[1]), material.data.seed)
         np.testing.assert_array_equal(one.clip.box_array(), world.boxes(scene))
         np.testing.assert_array_equal(read_strip(runs / name / one.clip.frames, 8), world.render(scene))
@@ -91,7 +92,7 @@ def test_the_grounding_record_repeats_by_hand(runs, material):  # noqa: F811
         model = AutoModelForImageTextToText.from_pretrained(runs / name / "final")
         for index, row in enumerate(material.encoded("test")):
             _, scene, _ = world.example("test", index, 0)
-            tokens, tags = targets_of(row, material.processor.tokenizer)
+            tokens, tags = targets_of(material.targets(row), row["tags"], material.processor.tokenizer)
             owners = names_objects(tokens, tags, [(t.colour, t.noun) for t in scene.objects])
             if len(tokens) < 8 or not any(o is not None for o in owners):
                 continue

@@ -11,13 +11,12 @@ from repro import grid, recipes
 def started(monkeypatch) -> list[str]:
     names: list[str] = []
 
-    def start(name, runs, seeds, jobs):
+    def start(name, runs, seeds, jobs, options):
         names.append(name)
         return 1 if name == "table5-internvl-lambda1-s0" else 0
 
     monkeypatch.setattr(grid, "_start", start)
-    made = {name: lambda *args: None for name in ("scored", "encoded", "questions")}
-    monkeypatch.setattr(grid, "Material", lambda *args: types.SimpleNamespace(**made))
+    monkeypatch.setattr(grid, "Material", lambda *args: types.SimpleNamespace(prepare=lambda teacher: None))
     monkeypatch.setattr(grid, "existing", lambda recipe, material, records: recipe.method == "dense")
     return names
 
