@@ -263,6 +263,8 @@ def _load_folder(path: Path, num_frames: int, clip: Clip | None, choose: Callabl
 def _decode(path: Path, container: InputContainer, fps: float | None, choose: Callable[[int], list[int]]) -> Video:
     """Two passes: count packets without decoding, then decode the wanted frames, seeking over long gaps."""
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise _error(path, "a video of a kind that its header does not tell, or that nothing here decodes", "a video")
     stream.thread_type = "AUTO"
     _check_size(path, stream.codec_context.width, stream.codec_context.height)
     packets, seen = _packets(container, stream)

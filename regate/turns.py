@@ -13,7 +13,7 @@ from typing import Any
 from regate.media import IMAGE_ENDINGS, keep_bytes
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_TAG = re.compile(r"\s*<(image|video)>\s*")
+_TAG = re.compile(r"<(image|video)>")
 
 
 class BadSample(ValueError):
@@ -184,6 +184,8 @@ def _items(content: Any, where: str, inline: dict[str, list[str]], bad: Any) -> 
     """The content of one turn as [{"type": "text", "text"}, {"type": "image"}, {"type": "video"}]; fills `inline`."""
     if isinstance(content, str):
         parts = _TAG.split(content)
+        # Space beside a tag is no text. (Not in the pattern: a megabyte of spaces would take it hours.)
+        parts = [p if i % 2 else _trimmed(p, i > 0, i < len(parts) - 1) for i, p in enumerate(parts)]
         items = [{"type": part} if i % 2 else {"type": "text", "text": part} for i, part in enumerate(parts)]
         return [item for item in items if item["type"] != "text" or item["text"].strip()]
     if not isinstance(content, list):
@@ -204,6 +206,11 @@ def _items(content: Any, where: str, inline: dict[str, list[str]], bad: Any) -> 
         else:
             raise bad(where, f"content {str(item)[:60]!r}", '{"type": "text" | "image" | "video", ...}')
     return items
+
+
+def _trimmed(text: str, left: bool, right: bool) -> str:
+    text = text.lstrip() if left else text
+    return text.rstrip() if right else text
 
 
 def _paths(row: Mapping, what: str, bad: Any) -> list[str]:

@@ -190,7 +190,7 @@ def main(args: Args) -> int:
         memory=numbers["memory"], measured={"seconds": took, "cost": numbers["cost"]}, **machine,
     )  # fmt: skip
     path = write(record, args.output or folder.with_suffix(".json"))
-    print(table.markdown(record))
+    print(table.markdown(table.combined([record])))
     print(f"record: {path}")
     for fault in record.failures:
         where = f"{fault.part}, {fault.kind}, {fault.target}, {fault.detail}"

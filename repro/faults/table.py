@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from repro.faults.record import PARTS, Fault, FaultRecord
 
@@ -23,14 +24,38 @@ TITLES = {
 
 
 def files(records: Sequence[FaultRecord]) -> dict[str, str]:
-    """File name -> contents; nothing where there is no record. The newest record counts."""
-    if not records:
-        return {}
-    return {NAME: markdown(max(records, key=lambda record: record.finished))}
+    """File name -> contents; nothing where there is no record."""
+    return {NAME: markdown(combined(records))} if records else {}
+
+
+def combined(records: Sequence[FaultRecord]) -> FaultRecord:
+    """One record of several: each part, the long run and the cost from the newest that has it.
+
+    ``measured["runs"]``: when and at which commit the records in it were made, and what was taken from each.
+    """
+    ordered = sorted(records, key=lambda record: record.finished)
+    owner = {fault.part: record for record in ordered for fault in record.faults}
+    for record in ordered:
+        if record.memory:
+            owner["memory"] = record
+        if record.measured.get("cost"):
+            owner["cost"] = record
+    runs = [
+        [(record.commit or "no commit")[:12], record.started, [part for part in owner if owner[part] is record]]
+        for record in ordered
+        if any(record is one for one in owner.values())
+    ]
+    return replace(
+        ordered[-1],
+        faults=tuple(f for part in PARTS if part in owner for f in owner[part].faults if f.part == part),
+        memory=owner["memory"].memory if "memory" in owner else None,
+        measured={"cost": owner["cost"].measured["cost"] if "cost" in owner else None, "runs": runs},
+        skipped={what: why for record in ordered for what, why in record.skipped.items()},
+    )
 
 
 def markdown(record: FaultRecord) -> str:
-    """All parts of one record."""
+    """All parts of a `combined` record."""
     killed = sum(fault.process for fault in record.faults)
     bad = sum(fault.part == "samples" for fault in record.faults)
     lines = [
@@ -50,8 +75,9 @@ def markdown(record: FaultRecord) -> str:
     if record.skipped:
         lines += ["", "## Left out", "", *(f"- {what}: {why}" for what, why in sorted(record.skipped.items()))]
     machine = f"{record.hardware.get('cpu')}, {record.hardware.get('cores')} cores"
-    commit = (record.commit or "no commit")[:12]
-    return "\n".join([*lines, "", f"Commit {commit}, {record.started}, {machine}."]) + "\n"
+    lines += ["", f"On {machine}:", ""]
+    lines += [f"- {', '.join(made)}: commit {commit}, {at}" for commit, at, made in record.measured["runs"]]
+    return "\n".join(lines) + "\n"
 
 
 def _table(faults: list[Fault]) -> list[str]:

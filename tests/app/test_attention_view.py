@@ -328,7 +328,7 @@ def test_failures_name_their_cause(checkpoint, tmp_path):
     for path, name, answer, message in (
         (broken, "holiday.mp4", "Yes.", "holiday.mp4.*does not decode"),
         (good, "good.mp4", "  ", "the answer is empty"),
-        (good, "good.mp4", "word " * 5000, "expected at most 4096"),
+        (good, "good.mp4", "word " * 5000, "expected at most the 4096"),
     ):
         with pytest.raises(Problem, match=message) as error:
             attention.attend(model, processor, path, name, "What?", answer, 4)

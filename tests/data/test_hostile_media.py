@@ -59,6 +59,15 @@ def test_lists_of_other_files_are_not_followed(tmp_path, seed):
     assert canaries.touched() == ["secret.mp4"]  # they do sing
 
 
+def test_every_beginning_of_a_video_is_named_as_broken(tmp_path):
+    """Among them some that FFmpeg takes for another format, with a stream that has no decoder."""
+    data = broken.video(tmp_path / "v.mp4").read_bytes()
+    for size in range(1, int(0.9 * len(data)), 3):
+        (tmp_path / "v.mp4").write_bytes(data[:size])
+        with pytest.raises(MediaError, match=r"v\.mp4: found"):
+            read_video(tmp_path / "v.mp4", 2)
+
+
 def test_names_that_look_like_patterns_or_protocols(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("img%03d.mp4", "concat:a|b.mp4", "a#b?.mp4"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from repro.faults.record import Fault, FaultRecord, read, write
-from repro.faults.table import files, grew, markdown
+from repro.faults.table import combined, files, grew, markdown
 from repro.measured import RecordError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_a_short_fault_run(tmp_path):
     assert Counter(f.part for f in record.faults) == {"training": 7, "ranks": 2, "scoring": 4, "disk": 2, "files": 40}
     assert sum(f.process for f in record.faults) == 11
     assert not (tmp_path / "faults").exists()
-    assert markdown(record) in said
+    assert markdown(combined([record])) in said
 
 
 def test_bad_samples_of_all_kinds(tmp_path):
@@ -80,3 +80,15 @@ def test_the_table_tells_what_did_not_hold(record):
     assert not grew(record)
     assert grew(replace(record, memory={"steps": 1, "measured": [[2000, 100], [2500, 103]]}))
     assert files([]) == {}
+
+
+def test_a_part_that_was_run_again_counts_in_its_last_run(record):
+    again = replace(
+        record, faults=(replace(record.faults[1], held=True, outcome="found"),), memory=None, measured={},
+        commit="1" * 40, finished="2026-01-02T00:00:00+00:00",
+    )  # fmt: skip
+    text = files([again, record])["faults.md"]
+    assert "did not hold after 0 of them" in text
+    assert "20,000 steps" in text
+    assert "- training, memory, cost: commit 000000000000" in text
+    assert "- files: commit 111111111111" in text
