@@ -73,7 +73,7 @@ def round_seconds(workload: Workload, warm: dict[str, float]) -> float:
 
 def number_of_rounds(workload: Workload, warm: dict[str, float]) -> int:
     """As many as fit into the workload's seconds, within bounds."""
-    return max(MIN_ROUNDS, min(MAX_ROUNDS, int(workload.seconds / round_seconds(workload, warm))))
+    return max(workload.rounds, min(MAX_ROUNDS, int(workload.seconds / round_seconds(workload, warm))))
 
 
 def run_rounds(arena: Arena, lanes: dict[str, Lane], count: int, found: Measured) -> None:

@@ -9,6 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from repro.bench.verdicts import MIN_ROUNDS
+
 GPU_PATHS = ("gated/logits", "gated/packed", "gated/flex", "gated/compiled", "packed/compiled", "dense/packed")
 """The gated (or dense) step on other paths of attention, head and decoder: docs/gpu.md."""
 CONTESTANTS = ("stock", "trl", "dense", "gated", "gated+kept", "loss_only", "random_ltd", *GPU_PATHS)
@@ -43,6 +45,7 @@ class Workload:
     timed: tuple[str, ...] = ()  # every round; what a target compares
     others: tuple[str, ...] = ()  # every `OTHERS_EVERY` rounds, for the table
     seconds: float = 120.0  # the rounds may take so long, once there are enough of them
+    rounds: int = MIN_ROUNDS  # enough: fewer where no target compares the contestants
 
     @property
     def visual(self) -> int:
@@ -84,13 +87,14 @@ def workloads(device: str = "cpu") -> tuple[Workload, ...]:
     peers = ("stock", "trl")
     paths = () if device == "cpu" else GPU_PATHS
     most = (*peers, *paths)
+    brief: dict[str, Any] = {"rounds": 15, "seconds": 0.0}
     slow = SMOL[:3] if device == "cpu" else SMOL  # bfloat16 is slow there; what gating costs, float32 tells
     return (
         Workload("short-bf16", 2, 64, 24, 56, 2 * times, "bfloat16", timed=slow, others=("gated", *paths)),
         Workload("short-fp32", 2, 64, 24, 56, 2 * times, "float32", timed=SMOL, others=EXTRA),
         Workload("long-answer", 1, 64, 32, 256, 4 * times, half, timed=PAIR, others=most),
         Workload("paper-shaped", 8, 169, 50, 230, times, half, paper, timed=PAIR, others=most, seconds=240.0),
-        Workload("long-answer-lora", 1, 64, 32, 256, times, half, lora=True, timed=PAIR, others=peers),
+        Workload("long-answer-lora", 1, 64, 32, 256, times, half, lora=True, timed=PAIR, others=peers, **brief),
         Workload("micro", 8, 4, 40, 24, 32 * times, "float32", None, timed=ALL, seconds=30.0),
     )
 
