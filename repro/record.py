@@ -236,16 +236,21 @@ def write(record: Record, directory: str | Path) -> Path:
         got = "no commit" if record.commit is None else f"dirty={record.dirty} at {record.commit[:12]}"
         todo = "commit the sources and run again, or keep the record under runs/"
         raise RecordError("dirty", got, "a run from a clean tree of a known commit", todo, directory / record.name)
+    return write_text(directory / f"{record.name}.json", _text(record))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file, and its folder, so that it is on the disk with all of the text, or as it was before."""
+    directory = path.parent
     directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob(f".{record.name}.json.*.tmp"):  # left by writers that were killed
+    for old in directory.glob(f".{path.name}.*.tmp"):  # left by writers that were killed
         if time.time() - old.stat().st_mtime > OLD_SECONDS:
             old.unlink(missing_ok=True)
-    path = directory / f"{record.name}.json"
-    handle, temporary = tempfile.mkstemp(prefix=f".{record.name}.json.", suffix=".tmp", dir=directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=directory)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o644)
-            file.write(_text(record))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

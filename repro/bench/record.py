@@ -5,16 +5,16 @@ Units: seconds, bytes, FLOPs. Lists have one entry a round; null where a contest
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from repro import sealed
 from repro.measured import RecordError, is_number, need
-from repro.record import check_seal, config_hash, sealed
+from repro.record import config_hash
 
 SCHEMA = 1
 KINDS = ("bench", "scaling", "input", "buffer")
@@ -75,48 +75,19 @@ def _check_lists(name: str, lists: Any) -> None:
 
 def write(record: BenchRecord, directory: str | Path) -> Path:
     """Write ``<directory>/<name>.json``, whole or not at all; `results/bench` takes only runs of a clean commit."""
-    directory = Path(directory)
-    if directory.resolve().parts[-2:] == COMMITTED and (record.commit is None or record.dirty is not False):
-        got = f"dirty={record.dirty} at {record.commit}"
-        todo = "commit the sources and run again, or keep the record under runs/"
-        raise RecordError("dirty", got, "a run from a clean tree of a known commit", todo, directory / record.name)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{record.name}.json"
-    temporary = path.with_suffix(".tmp")
-    values = dataclasses.asdict(record)
-    text = json.dumps({**values, "seal": sealed(values)}, allow_nan=False, indent=None)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    text = partial(json.dumps, allow_nan=False)
+    return sealed.write(record, Path(directory) / f"{record.name}.json", COMMITTED, text)
 
 
 def read(path: str | Path) -> BenchRecord:
     """The record in a file; RecordError naming file and field where it is damaged or of another schema."""
     path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError("file", str(error), "a complete JSON object", AGAIN, path) from None
-    need_names = {f.name for f in dataclasses.fields(BenchRecord)}
-    try:
-        need(isinstance(values, dict), "file", values, "a JSON object", AGAIN)
-        seal = values.pop("seal", None)
-        need(set(values) == need_names, "fields", sorted(set(values) ^ need_names), "none missing, none else", AGAIN)
-        need(values["config_hash"] != "", "config_hash", "", "the hash that the bench wrote", AGAIN)
-        record = BenchRecord(**values)
-        need(record.name == path.stem, "name", record.name, f"'{path.stem}', as the file is called", AGAIN)
-        check_seal(values, seal)
-    except RecordError as error:
-        raise error.at(path) from None
+    record = sealed.read(BenchRecord, path, AGAIN, older=True)
+    if record.name != path.stem:
+        raise RecordError("name", record.name, f"'{path.stem}', as the file is called", AGAIN, path)
     return record
 
 
 def load(directory: str | Path) -> tuple[list[BenchRecord], list[RecordError]]:
     """All records of a directory, and the problems of those that cannot be read."""
-    records, problems = [], []
-    for path in sorted(Path(directory).glob("*.json")):
-        try:
-            records.append(read(path))
-        except RecordError as error:
-            problems.append(error)
-    return records, problems
+    return sealed.load(read, Path(directory).glob("*.json"))

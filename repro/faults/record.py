@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from repro import sealed
 from repro.measured import RecordError, is_number, need
-from repro.record import check_seal, config_hash, sealed
+from repro.record import config_hash
 
 SCHEMA = 1
 COMMITTED = ("results", "faults")
@@ -90,51 +90,25 @@ def _fault(index: int, value: Any) -> Fault:
 
 def write(record: FaultRecord, path: str | Path) -> Path:
     """Write a record, whole or not at all; `results/faults` takes only runs of a clean commit."""
-    path = Path(path)
-    if path.parent.resolve().parts[-2:] == COMMITTED and (record.commit is None or record.dirty is not False):
-        got = f"dirty={record.dirty} at {record.commit}"
-        todo = "commit the sources and run again, or keep the record under runs/"
-        raise RecordError("dirty", got, "a run from a clean tree of a known commit", todo, path)
-    values = dataclasses.asdict(record)
-    values["seal"] = sealed(values)
+    return sealed.write(record, Path(path), COMMITTED, _text)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    """JSON with one line a field, and one line a fault."""
     lines = []
     for name, value in values.items():
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         if name == "faults":
             text = "[\n  " + ",\n  ".join(json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value) + "\n ]"
         lines.append(f" {json.dumps(name)}: {text}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def read(path: str | Path) -> FaultRecord:
     """The record in a file; RecordError naming file and field where it is damaged or of another schema."""
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError("file", str(error), "a complete JSON object", AGAIN, path) from None
-    names = {f.name for f in dataclasses.fields(FaultRecord)}
-    try:
-        need(isinstance(values, dict) and "seal" in values, "file", values, "a sealed JSON object", AGAIN)
-        seal = values.pop("seal")
-        need(set(values) == names, "fields", sorted(set(values) ^ names), "none missing, none else", AGAIN)
-        record = FaultRecord(**values)
-        check_seal(values, seal)
-    except RecordError as error:
-        raise error.at(path) from None
-    return record
+    return sealed.read(FaultRecord, Path(path), AGAIN)
 
 
 def load(directory: str | Path) -> tuple[list[FaultRecord], list[RecordError]]:
     """All records of a directory, and the problems of those that cannot be read."""
-    records, problems = [], []
-    for path in sorted(Path(directory).glob("*.json")):
-        try:
-            records.append(read(path))
-        except RecordError as error:
-            problems.append(error)
-    return records, problems
+    return sealed.load(read, Path(directory).glob("*.json"))
