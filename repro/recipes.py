@@ -93,6 +93,11 @@ class Recipe:
         """Whether the gate reads reference losses."""
         return bool(self.gate) and POLICIES[self.gate["policy"]].needs_reference
 
+    def identity(self) -> dict[str, Any]:
+        """The fields of a Record that say which run it is of."""
+        names = ("name", "table", "student", "method", "scale", "seed", "steps")
+        return {name: getattr(self, name) for name in names}
+
     def config(self, student_hash: str) -> dict[str, Any]:
         """The resolved configuration that a record holds; ``student_hash`` is of the prepared student's weights."""
         versions = {"method_version": METHOD_VERSION, "world_version": WORLD_VERSION, "student_hash": student_hash}

@@ -111,16 +111,10 @@ def run(
     if by_tag:
         (folder / "kept_by_tag.json").write_text(json.dumps(by_tag))
     record = Record(
-        name=recipe.name,
-        table=recipe.table,
-        student=recipe.student,
-        method=recipe.method,
-        scale=recipe.scale,
-        seed=recipe.seed,
+        **recipe.identity(),
         config=config,
         started=started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        steps=recipe.steps,
         protocol=PROTOCOL,
         alone=alone,
         teacher={**material.scored(recipe.teacher)[1]} if recipe.needs_teacher else None,

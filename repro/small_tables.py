@@ -47,7 +47,7 @@ def load(path: Path) -> tuple[Evidence | None, list[RecordError]]:
         return None, []
     try:
         value = json.loads(path.read_text())
-        value["reference"]["tags"], value["sentences"]
+        value["reference"]["tags"], value["sentences"], value["student_hash"]
     except (ValueError, KeyError, TypeError) as error:
         todo = "delete it and run `make repro-table4 SCALE=small` again"
         return None, [RecordError("evidence", str(error), "what the small scale writes", todo, path)]

@@ -23,28 +23,13 @@ from transformers.models.internvl import InternVLVisionConfig
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 
+from repro.families.chatml import chatml
 from repro.families.family import Family, StudentSize, world_bpe
 
 PAD, EOS, START, END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTEXT, IMG, END_IMG, VIDEO = "<IMG_CONTEXT>", "<img>", "</img>", "<video>"
 SPECIALS = (PAD, EOS, START, END, CONTEXT, IMG, END_IMG, VIDEO)
 MAX_FRAME_MARKERS = 8
-
-# InternVL's own template, but the line break stands between turns instead of after each (no dead last position).
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if not loop.first %}{{ '\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
-    "{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
-    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 class InternVL(Family):
@@ -83,7 +68,7 @@ class InternVL(Family):
             tokenizer=tokenizer,
             video_processor=InternVLVideoProcessor(size=square, do_sample_frames=False),
             image_seq_length=size.image_seq_length,
-            chat_template=CHAT_TEMPLATE,
+            chat_template=chatml(CONTEXT, VIDEO),
         )
 
     def config(self, tokenizer: PreTrainedTokenizerFast, size: StudentSize) -> InternVLConfig:

@@ -11,7 +11,6 @@ The last two go to ``RUNS/evidence/smollm2.json``, with the identity of the stud
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from regate.reference import load_teacher, score_rows
 from regate.scoring import IGNORE
 from repro.kept import WORDS, separated
 from repro.micro_data import TAGS
-from repro.record import Record, environment, is_stale, read, write
+from repro.record import Record, environment, is_stale, read, write, write_text
 from repro.run import PROTOCOL
 from repro.small import recipes
 from repro.small.material import SmallMaterial, material_of
 from repro.small.stage import score
-from repro.small_tables import EVIDENCE, SENTENCES
+from repro.small_tables import EVIDENCE, SENTENCES, load
 
 ZERO = "easyvqa-zeroshot"
 HARD = 0.5
@@ -38,7 +37,10 @@ HARD = 0.5
 def write_evidence(runs: Path, material: SmallMaterial) -> Path:
     """Reference losses by tag and the paper's sentences, as ``runs/evidence/smollm2.json``."""
     path = runs / EVIDENCE
-    if path.exists() and json.loads(path.read_text())["student_hash"] == material.student_hash:
+    known, problems = load(path)
+    for problem in problems:
+        print(f"made again: {problem}")
+    if known and known["student_hash"] == material.student_hash:
         return path
     rows, cost = material.scored()
     tags = np.concatenate(rows["tags"][:])
@@ -52,11 +54,7 @@ def write_evidence(runs: Path, material: SmallMaterial) -> Path:
         "reference": by_tag(losses, tags),
         "sentences": sentences(material),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(temporary, path)
-    return path
+    return write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def by_tag(losses: np.ndarray, tags: np.ndarray) -> dict[str, Any]:
@@ -109,16 +107,10 @@ def zero_shot(runs: Path, material: SmallMaterial) -> Record:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     benchmarks = score(material.model().to(material.device), 0, material)
     record = Record(
-        name=recipe.name,
-        table=recipe.table,
-        student=recipe.student,
-        method=recipe.method,
-        scale=recipe.scale,
-        seed=recipe.seed,
+        **recipe.identity(),
         config=config,
         started=started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        steps=recipe.steps,
         protocol=PROTOCOL,
         benchmarks=tuple(benchmarks),
         **environment(threads=torch.get_num_threads()),

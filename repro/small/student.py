@@ -29,6 +29,7 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
 )
 
+from repro.families.chatml import chatml
 from repro.small.models import language_path, vision_path
 from repro.small.packages import SMOLLM2, VIT
 from repro.small.vision import for_size
@@ -39,22 +40,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results" / "students" / NAME / "projector.safetensors"
 IMAGE, VIDEO = "<image>", "<video>"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-
-# SmolLM2's own format, without its system turn, and with the line break between turns instead of after each.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if not loop.first %}{{ '\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}{{ '<image>\n' }}"
-    "{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
-    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,7 @@ def processor_of(tokenizer: Any, image_size: int, patch_size: int = 14) -> Llava
         video_processor=LlavaOnevisionVideoProcessor(size=size, **IMAGENET),
         num_image_tokens=(image_size // patch_size) ** 2 + 1,  # the class token is counted, and not used
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chatml(IMAGE, VIDEO),
     )
 
 
