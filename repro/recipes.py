@@ -111,6 +111,8 @@ class Recipe:
         """What decides the cost of a step, as text: steps of one kind cost the same on one machine."""
         frozen, usual = self.tuning.get("freeze", []), TUNING.get(self.student, {}).get("freeze", [])
         trains = "" if frozen == usual else f"frozen {', '.join(frozen) or 'nothing'}: "
+        if self.batch_size != Recipe.batch_size:
+            trains = f"{self.batch_size} rows: {trains}"
         if not self.gate:
             return trains + ("random_ltd" if self.random_ltd else "stock")
         if not sparse:
