@@ -42,13 +42,8 @@ def run_all(
             print(f"{recipe.name}: there and fresh")
         else:
             missing.append(recipe)
-    made = set()
-    for recipe in missing:  # here, not in several runs at once
-        what = (recipe.student, recipe.data, recipe.teacher)
-        if what not in made:
-            made.add(what)
-            material_of(recipe, runs).prepare(recipe.teacher)
-    failed: list[str] = []
+    failed = _unprepared(missing, lambda recipe: material_of(recipe, runs).prepare(recipe.teacher))
+    missing = [recipe for recipe in missing if recipe.name not in failed]
     done, began = 0, time.perf_counter()
     # Runs that are read against a baseline come after it.
     for wave in ([r for r in missing if not r.has_baseline], [r for r in missing if r.has_baseline]):
@@ -64,6 +59,23 @@ def run_all(
     if failed:
         print(f"failed: {', '.join(failed)}; call again to go on where they stopped", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _unprepared(recipes: Sequence[Recipe], prepare: Callable[[Recipe], None]) -> list[str]:
+    """Make what the runs read, here and not in several of them at once; names of those for which that failed."""
+    broken: dict[Any, bool] = {}
+    for recipe in recipes:
+        what = (recipe.student, recipe.data, recipe.teacher)
+        if what in broken:
+            continue
+        broken[what] = False
+        try:
+            prepare(recipe)
+        except Exception as error:  # whatever it is, the other runs go on
+            broken[what] = True
+            told = f"{type(error).__name__}: {error}"
+            print(f"{recipe.name} and what reads the same cannot run: {told}", file=sys.stderr, flush=True)
+    return [recipe.name for recipe in recipes if broken[recipe.student, recipe.data, recipe.teacher]]
 
 
 def _start(name: str, runs: Path, seeds: int, jobs: int, options: Sequence[str]) -> int:

@@ -187,27 +187,24 @@ def recipe_of(method: str, student: str = "internvl", seed: int = 0, **changes: 
 def table4_and(tables: tuple[str, ...], seeds: int, student: str = "internvl") -> list[Recipe]:
     """Table 4's runs of a student, and all variants of some tables with as many seeds as their tier takes at most."""
     return table4((student,), seeds) + [
+        recipe for recipe in _variants(student, seeds, tuple(TIERS)) if VARIANTS[recipe.method].table in tables
+    ]
+
+
+def _variants(student: str, seeds: int, tiers: tuple[str, ...]) -> list[Recipe]:
+    """Variants of some tiers, one seed after the other: what is stopped leaves whole seeds behind."""
+    return [
         recipe_of(method, student, seed)
-        for tier, variants in TIERS.items()
-        for method, variant in variants.items()
-        if variant.table in tables
+        for tier in tiers
         for seed in range(min(seeds, SEEDS[tier]))
+        for method in TIERS[tier]
     ]
 
 
 def everything(seeds: int, tiers: tuple[str, ...] = ("core", "wide")) -> list[Recipe]:
     """All runs of `make repro-all`: Table 4's of the first student with all seeds, of the others with one; variants."""
     first, *others = STUDENTS
-    return [
-        *table4((first,), seeds),
-        *table4(tuple(others), 1),
-        *(
-            recipe_of(method, first, seed)
-            for tier in tiers
-            for method in TIERS[tier]
-            for seed in range(min(seeds, SEEDS[tier]))
-        ),
-    ]
+    return [*table4((first,), seeds), *table4(tuple(others), 1), *_variants(first, seeds, tiers)]
 
 
 def named(name: str, seeds: int) -> Recipe:

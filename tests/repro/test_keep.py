@@ -18,9 +18,7 @@ def prepared(tmp_path, dirty: bool = False):
     trace.parent.mkdir(parents=True)
     trace.write_bytes(b"what was decided")
     artefact = {"path": "one/trace.parquet", "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()}
-    record = dataclasses.replace(
-        synthetic("regate", 0), commit="0" * 40, dirty=dirty, artefacts={"trace": artefact}
-    )
+    record = dataclasses.replace(synthetic("regate", 0), commit="0" * 40, dirty=dirty, artefacts={"trace": artefact})
     write(record, runs / "records")
     return runs, record, trace
 
