@@ -103,7 +103,7 @@ class All:
     jobs: int = 1
     """Runs at a time, each on one thread if there are several."""
     scale: str = "micro"
-    """micro, or small: its tables are 5 and easyvqa."""
+    """micro, or small: its tables are 5, rivals and easyvqa."""
     device: str = "cpu"
     """Small scale: cpu or cuda (not run on one yet)."""
 
@@ -192,7 +192,7 @@ def all_runs(args: All) -> int:
     if args.scale == "small":
         from repro.small.command import small
 
-        return small(args.tables or ("4", "5", "easyvqa"), args.seeds, args.runs, args.device)
+        return small(args.tables or ("4", "5", "rivals", "easyvqa"), args.seeds, args.runs, args.device)
     if args.scale != "micro":
         print(f"scale {args.scale!r} has no such runs; micro and small have", file=sys.stderr)
         return 2

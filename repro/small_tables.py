@@ -47,7 +47,7 @@ def load(path: Path) -> tuple[Evidence | None, list[RecordError]]:
         return None, []
     try:
         value = json.loads(path.read_text())
-        value["reference"]["tags"], value["sentences"], value["student_hash"]
+        value["reference"]["tags"], value["sentences"], value["student_hash"], value["looks"]
     except (ValueError, KeyError, TypeError) as error:
         todo = "delete it and run `make repro-table4 SCALE=small` again"
         return None, [RecordError("evidence", str(error), "what the small scale writes", todo, path)]
@@ -173,9 +173,26 @@ def teacher_page(evidence: Evidence) -> str:
         + (f" Rank correlation with being visual: {correlation:.2f}." if correlation is not None else ""),
         "## The sentences of the paper's pictures",
         *(_sentence(one) for one in evidence["sentences"]),
+        *_looks(evidence["looks"]),
         f"Made at commit {(evidence['commit'] or 'no commit')[:10]}{' (dirty)' if evidence['dirty'] else ''}.",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _looks(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What fine-tuned students make of the right clip and of another one; nothing where none has been trained."""
+    if not found:
+        return []
+    rows = [
+        [one["run"], *(f"{100 * one[clip]['accuracy']:.1f} ({one[clip]['nll']:.2f})" for clip in ("own", "other"))]
+        for one in found
+    ]
+    return [
+        "## Do the fine-tuned students look?",
+        "Accuracy % (and loss in nats) on visual targets of validation, with the clip that a question is about, and "
+        "with the clip of another row:",
+        render.markdown_table(["run", "its own clip", "another clip"], rows),
+    ]
 
 
 def _sentence(one: Mapping[str, Any]) -> str:

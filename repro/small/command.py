@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def small(tables: Sequence[str], seeds: int, runs: Path, device: str = "cpu") -> int:
-    """Run what is missing of some tables ("4", "5", "easyvqa") and show them; the exit code.
+    """Run what is missing of some tables (`recipes.TABLES`) and show them; the exit code.
 
     What is there and fresh is not run again, and what was stopped goes on. Two runs never share the machine: at this
     size one alone uses all cores.

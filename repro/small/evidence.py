@@ -4,8 +4,9 @@
 - **reference**: how the reference losses of the training rows lie by tag: quartiles, share above 0.5 nat, AUCs,
   rank correlation with being visual.
 - **sentences**: those of the paper's pictures, with each token's loss from text alone.
+- **looks**: validation of the fine-tuned students with each row's own clip, and with the clip of another row.
 
-The last two go to ``RUNS/evidence/smollm2.json``, with the identity of the student that they are of.
+The last three go to ``RUNS/evidence/smollm2.json``, with the identity of the students that they are of.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ from repro.record import Record, environment, is_stale, read, write, write_text
 from repro.run import PROTOCOL
 from repro.small import recipes
 from repro.small.material import SmallMaterial, material_of
-from repro.small.stage import score
+from repro.small.stage import follow, score
 from repro.small_tables import EVIDENCE, SENTENCES, load
 
 ZERO = "easyvqa-zeroshot"
 HARD = 0.5
 """Nats above which a token is called hard to guess, as in `make world-check`."""
+SHIFT = 7
+"""Rows between a question and the other clip that it is asked about."""
 
 
 def write_evidence(runs: Path, material: SmallMaterial) -> Path:
-    """Reference losses by tag and the paper's sentences, as ``runs/evidence/smollm2.json``."""
-    path = runs / EVIDENCE
+    """Reference losses by tag, the paper's sentences and what runs see, as ``runs/evidence/smollm2.json``."""
+    path, ended = runs / EVIDENCE, fine_tuned(runs)
     known, problems = load(path)
     for problem in problems:
         print(f"made again: {problem}")
-    if known and known["student_hash"] == material.student_hash:
+    now = (material.student_hash, {r.name: r.artefacts["model"]["sha256"] for r in ended})
+    if known and (known["student_hash"], {one["run"]: one["model"] for one in known["looks"]}) == now:
         return path
     rows, cost = material.scored()
     tags = np.concatenate(rows["tags"][:])
@@ -53,6 +57,7 @@ def write_evidence(runs: Path, material: SmallMaterial) -> Path:
         "teacher": cost,
         "reference": by_tag(losses, tags),
         "sentences": sentences(material),
+        "looks": [looks(record, runs, material) for record in ended],
     }
     return write_text(path, json.dumps(found, indent=1) + "\n")
 
@@ -76,6 +81,22 @@ def by_tag(losses: np.ndarray, tags: np.ndarray) -> dict[str, Any]:
     # Of ranks: losses are spread over three orders of magnitude.
     found["correlation"] = float(np.corrcoef(ranks, visual)[0, 1]) if correlates else None
     return found
+
+
+def fine_tuned(runs: Path) -> list[Record]:
+    """Records of the dense and the ReGATE run of seed 0 that are there, in full fine-tuning."""
+    paths = [runs / "records" / f"{row().name}.json" for row in (recipes.dense, recipes.regate)]
+    return [read(path) for path in paths if path.exists()]
+
+
+def looks(record: Record, runs: Path, material: SmallMaterial) -> dict[str, Any]:
+    """Accuracy and NLL on visual targets of validation with each row's own clip, and with another row's."""
+    path = runs / record.artefacts["model"]["path"]
+    model, found = material.trained(path.parent).to(material.device), {}
+    for name, shift in (("own", 0), ("other", SHIFT)):
+        metrics = follow(recipes.dense(data=material.data), material, shift)(model)
+        found[name] = {"accuracy": metrics["accuracy_visual"], "nll": metrics["nll_visual"]}
+    return {"run": record.name, "model": record.artefacts["model"]["sha256"], **found}
 
 
 def sentences(material: SmallMaterial) -> list[dict[str, Any]]:

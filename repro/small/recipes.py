@@ -1,4 +1,5 @@
-"""The runs of the small scale: dense and ReGATE with lambda 0, 0.5 and 1 in full, a pair with LoRA, a pair on easy-VQA.
+"""The runs of the small scale: dense and ReGATE with lambda 0, 0.5 and 1 in full, a random half beside them, a pair
+with LoRA, a pair on easy-VQA.
 
 The same Recipe as at micro scale, with other numbers; the baseline is `dense`, whose losses are the stock Trainer's up
 to rounding. Steps, batch and lengths are chosen for two cores: see docs/small-scale.md for what a seed takes.
@@ -27,6 +28,7 @@ _DATA = Data(
 _EASY = Data(train=256, validation=64, tasks=(), questions_per_task=0)
 TUNING: dict[str, dict[str, Any]] = {NAME: {}, LORA: {"lora": {"r": 16, "alpha": 32}}}
 """What trains beside the projector: the whole language model, or adapters on its linear layers. Never the tower."""
+TABLES = ("4", "5", "rivals", "easyvqa")
 RATES = {NAME: 2e-4, LORA: 1e-3}
 
 
@@ -66,6 +68,11 @@ def weighted(lambda_: int, seed: int = 0, **changes: Any) -> Recipe:
     return _run(f"lambda{lambda_}", NAME, seed, gate, "5", **{"evaluate_every": 24} | changes)
 
 
+def random_half(seed: int = 0, **changes: Any) -> Recipe:
+    """The control: as many answer tokens, drawn at random. What ReGATE has over it, its score has earned."""
+    return _run("random", NAME, seed, _GATE | {"policy": "random"}, "rivals", **{"evaluate_every": 24} | changes)
+
+
 def easy_vqa(method: str, seed: int = 0, **changes: Any) -> Recipe:
     """Fine-tuning on easy-VQA's training questions, answered in a sentence: one word would leave a gate nothing."""
     gate = {"policy": "dense"} if method == "dense" else _GATE | {"policy": "regate"}
@@ -81,8 +88,12 @@ def table4(seeds: int, lora_seeds: int = 1) -> list[Recipe]:
 
 def table5(seeds: int) -> list[Recipe]:
     """Lambda 0, 0.5 and 1 beside dense; dense and 0.5 are Table 4's."""
-    shared = [row(NAME, seed) for seed in range(seeds) for row in (dense, regate)]
-    return shared + [weighted(lambda_, seed) for seed in range(seeds) for lambda_ in (0, 1)]
+    return table4(seeds, 0) + [weighted(lambda_, seed) for seed in range(seeds) for lambda_ in (0, 1)]
+
+
+def rivals(seeds: int) -> list[Recipe]:
+    """The random half beside dense and ReGATE, which are Table 4's."""
+    return table4(seeds, 0) + [random_half(seed) for seed in range(seeds)]
 
 
 def easy_vqa_pair(seeds: int = 1) -> list[Recipe]:
@@ -91,8 +102,8 @@ def easy_vqa_pair(seeds: int = 1) -> list[Recipe]:
 
 
 def of_tables(tables: Sequence[str], seeds: int) -> list[Recipe]:
-    """All runs of some tables ("4", "5", "easyvqa"), each once; ValueError for another table."""
-    known = {"4": table4(seeds), "5": table5(seeds), "easyvqa": easy_vqa_pair()}
+    """All runs of some tables (`TABLES`), each once; ValueError for another table."""
+    known = dict(zip(TABLES, (table4(seeds), table5(seeds), rivals(seeds), easy_vqa_pair()), strict=True))
     if unknown := set(tables) - set(known):
         raise ValueError(f"the small scale has no table {', '.join(sorted(unknown))}; it has {', '.join(known)}")
     return list({recipe.name: recipe for table in tables for recipe in known[table]}.values())
@@ -100,7 +111,7 @@ def of_tables(tables: Sequence[str], seeds: int) -> list[Recipe]:
 
 def named(name: str, seeds: int) -> Recipe:
     """The recipe of a record's name, of seeds 0 .. seeds-1; ValueError where there is none."""
-    known = {recipe.name: recipe for recipe in of_tables(("4", "5", "easyvqa"), seeds)}
+    known = {recipe.name: recipe for recipe in of_tables(TABLES, seeds)}
     if name not in known:
         raise ValueError(f"unknown run {name!r} of the small scale; known: {', '.join(known)}")
     return known[name]

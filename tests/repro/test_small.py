@@ -176,7 +176,8 @@ def test_a_projector_of_another_student_is_refused(runs, tmp_path):
 def records(runs):
     made = [
         recipes.dense(), recipes.regate(), recipes.dense(recipes.LORA), recipes.regate(recipes.LORA),
-        recipes.weighted(0), recipes.weighted(1), recipes.easy_vqa("dense"), recipes.easy_vqa("regate"),
+        recipes.weighted(0), recipes.weighted(1), recipes.random_half(), recipes.easy_vqa("dense"),
+        recipes.easy_vqa("regate"),
     ]  # fmt: skip
     found = {}
     for recipe in map(shortened, made):
@@ -237,14 +238,14 @@ def test_adapters_lie_on_the_language_model_and_the_projector_trains(material):
 
 
 def test_recipes_have_names_of_their_own_and_leave_micros_alone():
-    wanted = recipes.of_tables(("4", "5", "easyvqa"), 3)
+    wanted = recipes.of_tables(recipes.TABLES, 3)
     names = [recipe.name for recipe in wanted]
-    assert len(set(names)) == len(names) == 3 * 4 + 2 + 2
+    assert len(set(names)) == len(names) == 3 * 5 + 2 + 2
     assert all(recipes.named(name, 3) == recipe for name, recipe in zip(names, wanted, strict=True))
     with pytest.raises(ValueError, match="unknown run"):
         recipes.named("table4-internvl-dense-s0", 3)
-    with pytest.raises(ValueError, match="no table rivals"):
-        recipes.of_tables(("rivals",), 1)
+    with pytest.raises(ValueError, match="no table budgets"):
+        recipes.of_tables(("budgets",), 1)
     micro = {recipe.name for recipe in all_recipes.everything(5)}
     assert not micro & set(names)
 
@@ -259,7 +260,7 @@ def test_tables_show_what_was_run(records, runs, tmp_path, capsys):
     assert not problems
     everything = [read(path) for path in sorted((runs / "records").glob("*.json"))]
     found = tables.files(everything, published, evidence=said)
-    assert {"table4.md", "table5.md", "tokens_by_kind.md", "easy_vqa.md", "teacher_small.md"} <= set(found)
+    assert {"table4.md", "table5.md", "rivals.md", "tokens_by_kind.md", "easy_vqa.md", "teacher_small.md"} <= set(found)
     assert "no run of the" not in found["table4.md"]
     assert "ReGATE against baseline (own, small, one seed)" in found["table4.md"]
     for row in small_tables.ROWS.values():
@@ -268,6 +269,12 @@ def test_tables_show_what_was_run(records, runs, tmp_path, capsys):
     assert "template" in page
     assert "visual" in page
     assert page.count("**") >= 2 * 4
+    assert [one["run"] for one in said["looks"]] == [f"table4-smollm2-{m}-s0" for m in ("dense", "regate")]
+    for one in said["looks"]:
+        metrics = records[one["run"]].curve[-1].metrics
+        assert one["own"] == {name: pytest.approx(metrics[f"{name}_visual"], rel=1e-4) for name in ("accuracy", "nll")}
+        assert one["own"]["nll"] != one["other"]["nll"]
+        assert f"| {one['run']} " in page
     for one in said["sentences"]:
         assert "".join(one["tokens"]) == one["answer"]
         assert len(one["tokens"]) == len(one["losses"])
