@@ -147,12 +147,15 @@ class VisionCache:
         """
         present: list[Visual] = [visual for visual in batch.pop(KEY, []) if visual is not None]
         for visual in present:
-            if visual["features"] is None:
-                features = self._record(visual, batch["input_ids"].device)
-                self.rows.store.put(visual["key"], features)
-                visual["features"] = features
+            self.fill(visual, batch["input_ids"].device)
         with self._replay(batch, present):
             yield
+
+    def fill(self, visual: Visual, device: torch.device) -> None:
+        """Computes and stores the features of a row where there are none yet; so they can be made ahead of training."""
+        if visual["features"] is None:
+            visual["features"] = self._record(visual, device)
+            self.rows.store.put(visual["key"], visual["features"])
 
     # ---- stored outputs in the place of the tower ------------------------------------------------------------------
 

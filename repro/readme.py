@@ -19,13 +19,15 @@ def section(records: Sequence[Record], costs: timing.Calibrations) -> str:
     alone, alike = timing.timed_alone(records, costs), timing.timed_alike(records, costs)
     runs = _first(compare.groups(record for record in alone if compare.in_table(record, "4")))
     varied = _first(compare.groups(alike))
-    blocks = [_short_table(runs), "What the paper claims, and what was measured at this scale:"]
+    blocks = [_short_table(runs), "What the paper claims, and what was measured at these scales:"]
     claims = [
         ("*The baseline's peak with 35 to 38 % of the tokens.*", [t for g in runs for t in _peak(g)]
          + [f"{g.student}: {text}" for g in varied for text in budgets.headline(g)]),
         ("*Better accuracy with 41 % fewer tokens.*", [t for g in runs for t in _against_baseline(g)]),
-        ("*λ = 0.5 is best.*", [t for g in varied for t in _against_regate(g, "lambda")]),
-        ("*The aligned teacher is best.*", [t for g in varied for t in _against_regate(g, "teacher-")]),
+        ("*λ = 0.5 is best.*", [t for g in varied for t in _against_regate(g, _named("lambda"))]),
+        ("*The aligned teacher is best.*", [t for g in varied for t in _against_regate(g, _named("teacher-"))]),
+        ("Not in the paper: *the score is worth more than a coin.*",
+         [t for g in varied for t in _against_regate(g, ["random"])]),
     ]  # fmt: skip
     for claim, says in claims:
         if says:
@@ -39,7 +41,7 @@ def _first(groups: Sequence[Group]) -> list[Group]:
 
 
 def _short_table(runs: Sequence[Group]) -> str:
-    heads = ["student", "run", "seeds", "tokens", "train time", "validation %", "MVBench's twin %"]
+    heads = ["student", "scale", "run", "seeds", "tokens", "train time", "validation %", "MVBench's twin %"]
     lines = []
     for group in runs:
         baseline = compare.at_end(group.baseline)
@@ -50,7 +52,7 @@ def _short_table(runs: Sequence[Group]) -> str:
             moved = [compare.change(readings, baseline, key) for key in ("tokens.paper", "train_seconds")]
             changes = [render.signed_percent(m.percent) if m and method != group.baseline_method else "" for m in moved]
             lines.append([
-                group.student, LABELS[method], str(len(readings)), *changes,
+                group.student, group.scale, LABELS[method], str(len(readings)), *changes,
                 f"{100 * sum(values) / len(values):.1f}" if values else "", f"{score.percent:.1f}" if score else "",
             ])  # fmt: skip
     return render.markdown_table(heads, lines)
@@ -70,10 +72,14 @@ def _against_baseline(group: Group) -> list[str]:
     return found + [f"{group.student}: {c.text}" for c in cells if c.text.startswith(f"{label} against baseline")]
 
 
-def _against_regate(group: Group, prefix: str) -> list[str]:
+def _named(prefix: str) -> list[str]:
+    return [method for method in LABELS if method.startswith(prefix)]
+
+
+def _against_regate(group: Group, methods: Sequence[str]) -> list[str]:
     theirs = compare.validated(compare.at_end(group.methods.get("regate", {})))
     says = []
-    for method in (m for m in LABELS if m.startswith(prefix) and m in group.methods):
+    for method in (m for m in methods if m in group.methods):
         ours = compare.validated(compare.at_end(group.methods[method]))
         gap = compare.paired(ours, theirs, "readme", group.student, group.origin, method)
         if gap:

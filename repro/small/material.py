@@ -32,6 +32,7 @@ from repro.micro_data import IGNORE, Encoder
 from repro.recipes import Data, Recipe
 from repro.small import easy_vqa
 from repro.small.models import easy_vqa_path, require
+from repro.small.seeing import CACHE_GB, Seeing
 from repro.small.student import aligned, build, identity
 
 FEATURES = datasets.Features(
@@ -40,7 +41,6 @@ FEATURES = datasets.Features(
     | {name: datasets.Value("string") for name in ("question", "answer", "kind")}
 )
 """A table of conversations, with the tag of each target and what the app shows."""
-CACHE_GB = 20.0
 QUESTIONS_OF_EASY_VQA = 240
 
 
@@ -179,8 +179,10 @@ class SmallMaterial:
         return datasets.Dataset.from_list([{name: one[name] for name in ("input_ids", "labels")} for one in tokens])
 
     def prepare(self, teacher: str = "aligned") -> None:
-        """Make all of it that a run reads, but for features: these are made on first use."""
-        self.scored(teacher), self.encoded("validation"), self.questions(), self.easy_questions()
+        """Make all that a run reads: features of the training rows, too, or the first run's time would hold them."""
+        rows, _ = self.scored(teacher)
+        self.encoded("validation"), self.questions(), self.easy_questions()
+        Seeing(self).store(self.model().to(self.device), rows)
 
     def questions(self) -> tuple[list[Asked], str]:
         """The MVBench twin's questions with their clips, and a fingerprint of questions and order."""

@@ -18,16 +18,14 @@ from eval import world
 from regate import ReGateConfig, ReGateTrainer
 from regate.accounting import StepClock
 from regate.answering import score_answers
-from regate.data import ConversationEncoder, join
-from regate.vision_cache import VisionCache
-from regate.vision_rows import KEY, VisionRows
 from repro.assemble import arguments_of, traced
 from repro.evaluate import batches_of_one_length, metrics_by_tag, target_logprobs, unwrapped
 from repro.measured import Benchmark
 from repro.micro_data import IGNORE, batches_by_length
 from repro.recipes import Recipe
 from repro.run import Parts, benchmark
-from repro.small.material import CACHE_GB, Asked, SmallMaterial, messages
+from repro.small.material import Asked, SmallMaterial, messages
+from repro.small.seeing import CACHE_GB, Seeing
 
 LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 
@@ -72,26 +70,6 @@ def adapted(model: Any, tuning: dict[str, Any], seed: int) -> Any:
 
 
 # --- following ---
-
-
-class Seeing:
-    """Batches of conversations for a model whose tower's features are stored: read where they are, else computed."""
-
-    def __init__(self, material: SmallMaterial):
-        encode = ConversationEncoder(material.processor, num_frames=world.FRAMES, frames=material.frames)
-        self.rows = VisionRows(material.vision, CACHE_GB, encode)
-        self.pad = material.processor.tokenizer.pad_token_id
-
-    def cache(self, model: Any) -> VisionCache:
-        """The cache of a model's tower."""
-        cache = VisionCache(model, self.rows)
-        cache.bind(model.device)
-        return cache
-
-    def batch(self, rows: Sequence[tuple[dict[str, Tensor], Any]], device: torch.device) -> dict[str, Any]:
-        """Encoded rows as one batch on a device, right-padded."""
-        joined = join([inputs for inputs, _ in rows], self.pad, "right")
-        return {name: value.to(device) for name, value in joined.items()} | {KEY: [visual for _, visual in rows]}
 
 
 def follow(recipe: Recipe, material: SmallMaterial, shift: int = 0) -> Callable[[Any], dict[str, float]]:

@@ -32,7 +32,8 @@ from repro.small import easy_vqa, evidence, recipes
 from repro.small.align import AlignConfig, Alignment, align, words_at
 from repro.small.material import SmallMaterial, material_of
 from repro.small.models import easy_vqa_path, language_path, vision_path
-from repro.small.stage import SMALL, Seeing, adapted, follow, trainer_of
+from repro.small.seeing import Seeing
+from repro.small.stage import SMALL, adapted, follow, trainer_of
 from repro.small.student import Shape, assemble, build, projector, projector_path
 from repro.small.vision import for_size
 from tests.repro import small_parts
@@ -115,6 +116,17 @@ def test_stored_features_give_what_pixels_give(material):
             total += float(model.eval()(**inputs).loss) * len(row["tags"])
             count += len(row["tags"])
     assert first["nll_all"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_no_run_computes_features_of_the_training_rows(runs, tmp_path):
+    """The first run would pay for all, and be compared with the second."""
+    material = SmallMaterial(DATA, runs)
+    material.prepare()
+    seeing = Seeing(material)
+    seeing.cache(material.model())
+    found = [seeing.rows(row)[1] for row in material.scored()[0]]
+    assert len(found) == DATA.train
+    assert all(visual["features"] and visual["inputs"] is None for visual in found)
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(material, tmp_path):
