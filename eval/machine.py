@@ -23,15 +23,15 @@ PACKAGES = (
     "trl",
 )
 ROOT = Path(__file__).resolve().parent.parent
-GENERATED = "results"  # records and tables: changes there do not change what a run computes
+GENERATED = ("results", "README.md")  # records, tables, what is said of them: no run computes another thing for them
 
 
 def environment(root: str | Path = ROOT, *, threads: int | None = None) -> dict[str, Any]:
     """`versions`, `hardware`, `commit` and `dirty`: fields of a Record. Call it when a run starts, not when it ends.
 
     `threads` is what the run computes with (`torch.get_num_threads()`); without it, OMP_NUM_THREADS or the cores.
-    `dirty` counts changed and untracked files that git does not ignore, except below `results/`. Outside a git checkout
-    (or without git) `commit` and `dirty` are None.
+    `dirty` counts changed and untracked files that git does not ignore, except below `results/` and the README, whose
+    results are generated. Outside a git checkout (or without git) `commit` and `dirty` are None.
     """
     commit, dirty = _checkout(Path(root))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -71,7 +71,8 @@ def _checkout(root: Path) -> tuple[str | None, bool | None]:
     top = _output("git", "rev-parse", "--show-toplevel", cwd=root)
     if not commit or not top or Path(top).resolve() != root.resolve():  # a copy inside someone else's checkout
         return None, None
-    changes = _output("git", "status", "--porcelain", "--", ".", f":(exclude){GENERATED}", cwd=root)
+    kept_out = [f":(exclude){path}" for path in GENERATED]
+    changes = _output("git", "status", "--porcelain", "--", ".", *kept_out, cwd=root)
     return commit, None if changes is None else bool(changes)
 
 

@@ -290,6 +290,7 @@ def test_environment_knows_commit_and_dirt(tmp_path):
     assert len(found["commit"]) == 40
     assert found["dirty"] is False
     write(record(), tmp_path / "results" / "records")  # what runs write does not change what they compute
+    (tmp_path / "README.md").write_text("results")
     assert environment(tmp_path)["dirty"] is False
     (tmp_path / "new.py").write_text("2")
     assert environment(tmp_path)["dirty"] is True

@@ -94,9 +94,8 @@ def test_rivals_and_gates_beyond_the_paper_leave_out_what_they_say_and_count_it(
 
     dense = run(recipes.dense(seed=1, **SMALL), material, tmp_path)
     pruned = run(variant("visual_pruning", {"cycle": 3}), material, tmp_path)
-    assert pruned.timeline == [
-        ["dense", 1], ["all, predictors, visual 0.5", 2], ["dense", 1], ["all, predictors, visual 0.5", 2]
-    ]  # fmt: skip
+    whole, sparse = "4 rows: dense", "4 rows: all, predictors, visual 0.5"
+    assert pruned.timeline == [[whole, 1], [sparse, 2], [whole, 1], [sparse, 2]]
     assert pruned.tokens["supervised"] == dense.tokens["supervised"]
     assert pruned.tokens["active"] == dense.tokens["active"] - dense.tokens["visual"] * 4 // 6 // 2
     assert pruned.flops["decoder"] < dense.flops["decoder"]
@@ -137,7 +136,7 @@ def test_random_ltd_counts_the_layers_that_drop(tmp_path):
     assert few.tokens["active"] == pytest.approx((stock.tokens["active"] + rows * 8) / 2, rel=0.01)
     assert few.flops["head"] == stock.flops["head"]
     assert stock.flops["decoder"] / 2 < few.flops["decoder"] < stock.flops["decoder"] * 0.6
-    assert few.timeline == [["random_ltd", 6]]
+    assert few.timeline == [["4 rows: random_ltd", 6]]
 
 
 def test_steps_are_calibrated_on_the_same_batches(material, tmp_path, monkeypatch):
@@ -147,7 +146,7 @@ def test_steps_are_calibrated_on_the_same_batches(material, tmp_path, monkeypatc
     wanted = [recipes.stock(**SMALL), regate(), recipes.recipe_of("lambda0", **SMALL)]
     (path,) = calibrate.calibrate(wanted, tmp_path, rounds=2)
     measured = json.loads(path.read_text())
-    assert set(measured["seconds"]) == {"stock", "dense", "regate 0.5, predictors, visual 1"}
+    assert set(measured["seconds"]) == {f"4 rows: {kind}" for kind in ("stock", "dense", "regate 0.5, predictors, visual 1")}
     assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in measured["measured"].values())
     found, problems = timing.load([tmp_path / "calibration"])
     assert not problems
