@@ -175,11 +175,12 @@ def find_traces(records: Sequence[Record], places: Places) -> list[Trace]:
     for path in sorted(places.runs.rglob("trace.parquet")):
         if path.resolve() not in known:
             traces.append(Trace(str(path.parent.relative_to(places.runs)), path))
-    return sorted(traces, key=lambda trace: (trace.origin, not gated(trace), not _small(trace), trace.name))
+    return sorted(traces, key=lambda trace: (trace.origin, not gated(trace), *_student(trace), trace.name))
 
 
-def _small(trace: Trace) -> bool:
-    return trace.record is not None and trace.record.scale == "small"
+def _student(trace: Trace) -> tuple[bool, str]:
+    """For sorting: the small scale first, full fine-tuning (its student's name is the shorter) before LoRA."""
+    return (trace.record.scale != "small", trace.record.student) if trace.record else (True, "")
 
 
 def gated(trace: Trace) -> bool:

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "app" / "main.py"
 REGATE = "table4-internvl-regate-s0"
 DENSE = "table4-internvl-dense-s0"
+SHOWN_FIRST = "table4-smollm2-regate-s0"
+"""The committed run that pages open with: the small scale's, in full fine-tuning."""
 SCREENSHOTS = ROOT / "runs" / "screenshots"
 
 

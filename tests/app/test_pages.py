@@ -6,7 +6,7 @@ import shutil
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.app.support import DENSE, MAIN, REGATE
+from tests.app.support import DENSE, MAIN, REGATE, SHOWN_FIRST
 
 PAGES = {
     "losses": "Token losses", "gating": "Gating over training", "efficiency": "Efficiency",
@@ -64,7 +64,7 @@ def test_a_damaged_record_is_named_and_the_page_goes_on(results, page):
 
 @pytest.mark.parametrize("page", ["losses", "gating"])
 def test_a_trace_that_is_gone_is_named(results, page):
-    (results / "artefacts" / REGATE / "trace.parquet").unlink()
+    (results / "artefacts" / SHOWN_FIRST / "trace.parquet").unlink()
     app = run(page)
     assert "trace.parquet" in app.error[0].value
 
@@ -165,7 +165,8 @@ def test_play_walks_through_the_visits_and_stops(results):
 
 
 def test_the_gates_sliders_start_where_the_run_stood(results):
-    app = run("gating", step="")
+    app = run("gating")
+    app.selectbox(key="run").set_value(REGATE).run()  # its first sample's last visit was in a sparse step
     assert "Exactly what the run decided." in texts(app)
     app.slider(key="gate_ratio").set_value(0.2).run()
     assert "Not what the run decided" in texts(app)
