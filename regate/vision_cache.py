@@ -154,8 +154,9 @@ class VisionCache:
     def fill(self, visual: Visual, device: torch.device) -> None:
         """Computes and stores the features of a row where there are none yet; so they can be made ahead of training."""
         if visual["features"] is None:
-            visual["features"] = self._record(visual, device)
-            self.rows.store.put(visual["key"], visual["features"])
+            features = self._record(visual, device)
+            self.rows.store.put(visual["key"], features)
+            visual["features"] = features
 
     # ---- stored outputs in the place of the tower ------------------------------------------------------------------
 
