@@ -192,7 +192,7 @@ def all_runs(args: All) -> int:
     if args.scale == "small":
         from repro.small.command import small
 
-        return small(args.tables or ("4", "5", "rivals", "easyvqa"), args.seeds, args.runs, args.device)
+        return small(args.tables, args.seeds, args.runs, args.device)
     if args.scale != "micro":
         print(f"scale {args.scale!r} has no such runs; micro and small have", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def small(tables: Sequence[str], seeds: int, runs: Path, device: str = "cpu") -> int:
-    """Run what is missing of some tables (`recipes.TABLES`) and show them; the exit code.
+    """Run what is missing of some tables, or of all (`recipes.TABLES`), and show them; the exit code.
 
     What is there and fresh is not run again, and what was stopped goes on. Two runs never share the machine: at this
     size one alone uses all cores.
@@ -24,6 +24,7 @@ def small(tables: Sequence[str], seeds: int, runs: Path, device: str = "cpu") ->
     from repro.small.packages import ModelsError
     from repro.small.student import projector_path
 
+    tables = tables or recipes.TABLES
     try:
         wanted = recipes.of_tables(tables, seeds)
         require(runs)
