@@ -119,7 +119,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a trace holds, by sample."""
+    """What a trace holds, by sample; those of which the gate has most to show come first (`_interest`)."""
 
     trace: Trace
     visits: dict[int, tuple[Visit, ...]]
@@ -215,8 +215,14 @@ def read_trace(trace: Trace) -> Traced:
         visits.setdefault(row["sample_id"], []).append(Visit(row["step"], row["ratio"], kept=kept, **losses))
     if not visits:
         raise Problem(f"{path}: holds no step yet; wait for the run's first save")
-    found_visits = {key: tuple(value) for key, value in sorted(visits.items())}
+    found_visits = {key: tuple(visits[key]) for key in sorted(visits, key=lambda key: _interest(key, visits[key]))}
     return Traced(trace, found_visits, read_samples(path.parent / "samples.json", found_visits))
+
+
+def _interest(sample_id: int, visits: Sequence[Visit]) -> tuple[bool, int, int]:
+    """Sorts samples, best to look at first: the last visit in a sparse step, then the most tokens elided over all
+    visits. Of an answer of one word, or one whose visits all fell into dense steps, there is little to see."""
+    return visits[-1].dense, sum(int(visit.kept.sum()) - len(visit.kept) for visit in visits), sample_id
 
 
 def read_samples(path: Path, visits: dict[int, tuple[Visit, ...]]) -> dict[int, Sample]:

@@ -18,7 +18,7 @@ from repro.record import Record
 from repro.render import NOTE, WORDS, Cell, Column, Layout, Part
 from repro.rows import Published
 from repro.stats import LEVEL
-from repro.variant_tables import BENCHMARK, NOTES, OPENING, _rows, gap, percent
+from repro.variant_tables import BENCHMARK, NOTES, OPENING, gap, measured_rows, percent
 
 BUDGETS = (35, 50, 75)
 """Percent of the steps; 100 are Table 4's runs."""
@@ -142,7 +142,7 @@ def budget_table(records: Sequence[Record], published: Published) -> pd.DataFram
     for group in compare.groups(r for r in records if compare.in_table(r, "budgets") or compare.in_table(r, "4")):
         methods = [m for m in (BASELINE, *methods_of("dense"), *methods_of("regate")) if m in group.methods]
         if any("-budget" in method for method in methods):
-            cells += [cell for cell in _rows(group, methods, {}) if cell.column != WORDS]
+            cells += [cell for cell in measured_rows(group, methods, {}) if cell.column != WORDS]
             cells += [Cell(group.student, "", group.origin, WORDS, text=text) for text in headline(group)]
     return render.frame([*cells, *(Cell("", "", "", NOTE, text=note) for note in NOTES)])
 

@@ -45,7 +45,7 @@ def variant_table(number: str, records: Sequence[Record], published: Published) 
     for group in compare.groups([*shared, *mine]):
         methods = [m for m in (*SHARED, *VARIANTS) if m in group.methods]
         if not set(methods) <= set(SHARED):
-            cells += _rows(group, methods, _ALIKE.get(number, {}))
+            cells += measured_rows(group, methods, _ALIKE.get(number, {}))
     return render.frame([*cells, *(Cell("", "", "", NOTE, text=note) for note in NOTES)])
 
 
@@ -58,7 +58,8 @@ def _published(published: Published, number: str) -> list[Cell]:
     ]
 
 
-def _rows(group: Group, methods: Sequence[str], renamed: dict[str, str]) -> list[Cell]:
+def measured_rows(group: Group, methods: Sequence[str], renamed: dict[str, str]) -> list[Cell]:
+    """Rows of some methods of a group: costs, accuracies and differences; `renamed`: method -> its name here."""
     readings = {method: compare.at_end(group.methods[method]) for method in methods}
     base = group.baseline_method
     baseline = readings.get(base, {})

@@ -166,7 +166,7 @@ def test_play_walks_through_the_visits_and_stops(results):
 
 def test_the_gates_sliders_start_where_the_run_stood(results):
     app = run("gating")
-    app.selectbox(key="run").set_value(REGATE).run()  # its first sample's last visit was in a sparse step
+    app.selectbox(key="run").set_value(REGATE).run()
     assert "Exactly what the run decided." in texts(app)
     app.slider(key="gate_ratio").set_value(0.2).run()
     assert "Not what the run decided" in texts(app)

@@ -196,6 +196,15 @@ def test_the_history_holds_every_visit(traced):
     assert (data[data.ratio == 1].decision == gating.DECISIONS[2]).all()
 
 
+def test_samples_of_which_most_was_elided_come_first(traced):
+    visits = list(traced.visits.values())
+    ends = [of[-1].dense for of in visits]
+    assert ends == sorted(ends)
+    elided = [sum(int((~visit.kept).sum()) for visit in of) for of in visits if not of[-1].dense]
+    assert elided == sorted(elided, reverse=True)
+    assert elided[0] > 0
+
+
 @pytest.mark.parametrize("by", gating.SHOWN)
 def test_the_strip_is_drawn(traced, by):
     data = gating.history(traced, next(iter(traced.visits)))
