@@ -10,9 +10,9 @@ from regate.schedule import expected_reduction
 from repro import budgets, compare, figures, readme, recipes, tables, timing
 from repro.by_tag import separation, share_kept
 from repro.calibrate import cost, kinds_of
-from repro.record import NAME, RecordError, read, write
+from repro.record import NAME, Point, RecordError, read, write
 from repro.variants import SEEDS, TIERS, VARIANTS
-from tests.repro.synthetic import committed, record
+from tests.repro.synthetic import committed, flops_at, record, tokens_at
 
 ALL = recipes.everything(5, tuple(TIERS))
 
@@ -208,6 +208,21 @@ def test_tables_and_figures_of_all_variants_are_drawn_from_records_alone():
     text = readme.section(records(), {})
     for claim in ("35 to 38 %", "41 % fewer", "λ = 0.5 is best", "aligned teacher is best", "than a coin"):
         assert claim in text
+
+
+def test_the_readme_says_what_half_of_the_time_reaches():
+    def runs(method, seconds, accuracy):
+        for seed in (0, 1):
+            end = Point(400, tokens_at("dense", 400), seconds, flops_at("dense", 400), {"content_accuracy": accuracy})
+            yield dataclasses.replace(record("dense", seed), method=method, train_seconds=seconds, curve=(end,))
+
+    slow = [*runs("stock", 100.0, 0.7), *runs("frozen", 80.0, 0.8)]
+    fast = [*runs("dense-budget35", 35.0, 0.5), *runs("frozen-budget60", 48.0, 0.6)]
+    (group,) = compare.groups(slow + fast)
+    (said,) = readme._in_half_of_the_time(group)
+    assert "0 of 2 attempts" in said
+    assert "frozen tower, 60 % (48 % of the time): lower by 10.0 points" in said
+    assert readme._in_half_of_the_time(compare.groups(slow)[0]) == []
 
 
 def test_shares_by_tag_are_of_sparse_steps():
