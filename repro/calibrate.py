@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from eval.machine import environment
 from repro.alone import Watch
 from repro.assemble import trainer_of
-from repro.material import Material
+from repro.material import SEEING, Material
 from repro.recipes import Recipe
 
 STEPS = 14
@@ -34,8 +34,9 @@ def kinds_of(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
     for recipe in recipes:
         share = STEPS / recipe.steps
         short = dataclasses.replace(
-            recipe, seed=0, steps=STEPS, evaluate_every=STEPS, save_every=10 * STEPS, trace_samples=0, teacher="aligned"
-        )
+            recipe, seed=0, steps=STEPS, evaluate_every=STEPS, save_every=10 * STEPS, trace_samples=0,
+            teacher=SEEING if recipe.teacher == SEEING else "aligned",  # a text-only one's losses cost no step anything
+        )  # fmt: skip
         if recipe.random_ltd:
             scaled = recipe.random_ltd | {"steps": round(share * recipe.random_ltd["steps"])}
             short = dataclasses.replace(short, random_ltd=scaled)
@@ -59,7 +60,8 @@ def calibrate(recipes: Sequence[Recipe], runs: Path, rounds: int = 5) -> list[Pa
         # Batches differ with the data: all kinds are measured on that of the first recipe.
         kinds = {kind: dataclasses.replace(r, data=mine[0].data) for kind, r in kinds_of(mine).items()}
         material = Material(student, mine[0].data, runs / "cache")
-        material.scored()
+        for teacher in {recipe.teacher for recipe in kinds.values()}:
+            material.scored(teacher)
         watch, started = Watch(), datetime.now(UTC).isoformat(timespec="seconds")
         seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
         for _ in tqdm(range(rounds), desc=f"calibrating {student}", unit="round"):

@@ -131,6 +131,12 @@ def mean(readings: Readings, key: str) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
+def timed_alike(one: Record, other: Record) -> bool:
+    """Whether times of two runs may be compared: one machine, and alone on it or calibrated (`repro.timing`)."""
+    quiet = all(record.alone or record.timed for record in (one, other))
+    return quiet and all(one.hardware.get(part) == other.hardware.get(part) for part in TIMED_ON)
+
+
 @dataclass(frozen=True)
 class Change:
     """A relative change against the baseline in percent: mean over shared seeds, t interval where there are several."""
@@ -144,8 +150,7 @@ def change(ours: Readings, theirs: Readings, key: str) -> Change | None:
     values = []
     for seed in sorted(set(ours) & set(theirs)):
         a, b = ours[seed].numbers().get(key), theirs[seed].numbers().get(key)
-        machines = [[r.record.hardware.get(part) for part in TIMED_ON] for r in (ours[seed], theirs[seed])]
-        if a is None or not b or (key == "train_seconds" and machines[0] != machines[1]):
+        if a is None or not b or (key == "train_seconds" and not timed_alike(ours[seed].record, theirs[seed].record)):
             return None
         values.append(100 * (a / b - 1))
     return Change(float(np.mean(values)), stats.seed_interval(values)) if values else None
@@ -272,10 +277,11 @@ class Reached:
     peak: Point  # the evaluation at which the baseline has it
     at: Point | None  # None: not reached
     record: Record  # the run that reaches it, or does not
+    baseline: Record
 
     def share(self, what: str) -> float | None:
         """Tokens or train_seconds needed, in percent of what the baseline needed to its peak."""
-        if self.at is None:
+        if self.at is None or (what == "train_seconds" and not timed_alike(self.record, self.baseline)):
             return None
         a, b = (p.tokens["paper"] if what == "tokens" else p.train_seconds for p in (self.at, self.peak))
         return 100 * a / b if a is not None and b else None
@@ -293,7 +299,7 @@ def reached(baseline: Runs, ours: Runs, metric: str = METRIC, shift: int = 0) ->
         at = crossing(mine.curve, best[1], metric)
         point = theirs.point(best[0])
         assert point is not None
-        found.append(Reached(seed, best[1], point, mine.point(at.step) if at else None, mine))
+        found.append(Reached(seed, best[1], point, mine.point(at.step) if at else None, mine, theirs))
     return found
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from regate import ReGateConfig
+from regate.gate import POLICIES
 from regate.schedule import expected_reduction
 from repro import budgets, compare, figures, readme, recipes, tables, timing
 from repro.by_tag import separation, share_kept
 from repro.calibrate import cost, kinds_of
+from repro.material import SEEING
 from repro.record import NAME, Point, RecordError, read, write
 from repro.variants import SEEDS, TIERS, VARIANTS
 from tests.repro.synthetic import committed, flops_at, record, tokens_at
@@ -72,6 +74,8 @@ def test_kinds_of_steps_are_calibrated_once_each_and_only_have_their_own():
     assert recipes.recipe_of("lambda0").step_kind(True) == recipes.regate().step_kind(True)
     assert recipes.recipe_of("active-predictors-kept").step_kind(True) != recipes.regate().step_kind(True)
     for kind, recipe in kinds.items():
+        if recipe.gate.get("policy", "dense") != "dense":  # a trainer refuses reference losses of another measure
+            assert (recipe.teacher == SEEING) == (POLICIES[recipe.gate["policy"]].measure == "dependence"), kind
         whole = kind.split(": ")[-1] in ("stock", "dense", "random_ltd")
         assert recipe.step_kind(not whole) == kind
         if recipe.gate and not whole:
