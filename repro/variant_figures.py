@@ -70,16 +70,22 @@ def budget_data(group: Group) -> pd.DataFrame:
             if not values:
                 continue
             costs = {"tokens": compare.mean(readings, "tokens.paper"), "flops": compare.mean(readings, "flops")}
-            costs["train_seconds"] = compare.mean(readings, "train_seconds")
+            comparable = all(reading.record.alone or reading.record.timed for reading in readings.values())
+            costs["train_seconds"] = compare.mean(readings, "train_seconds") if comparable else None
             lines.append({"curve": of, "method": method, **costs, **_over_seeds(list(values.values()))})
     return pd.DataFrame(lines)
 
 
 def budget_figure(data: pd.DataFrame, title: str, subtitle: str) -> Figure:
-    """Two panels: against supervised tokens, and against time."""
-    axes = {"tokens": (1e3, "supervised tokens (thousands)"), "train_seconds": (60.0, "train time (minutes)")}
+    """A panel for each cost: supervised tokens, FLOPs, and train time where all runs were timed alike."""
+    axes = {
+        "tokens": (1e3, "supervised tokens (thousands)"), "flops": (1e12, "FLOPs of decoder and head (10¹²)"),
+        "train_seconds": (60.0, "train time (minutes)"),
+    }  # fmt: skip
+    axes = {axis: how for axis, how in axes.items() if data[axis].notna().all()}
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(6.9, 2.9), sharey=True)
+        figure, panels = plt.subplots(1, len(axes), figsize=(3.45 * len(axes), 2.9), sharey=True, squeeze=False)
+        panels = panels[0]
         for panel, (axis, (size, label)) in zip(panels, axes.items(), strict=True):
             for of in dict.fromkeys(data.curve):
                 look, mine = LOOKS[of], data[(data.curve == of) & data[axis].notna()].sort_values(axis)
@@ -90,7 +96,7 @@ def budget_figure(data: pd.DataFrame, title: str, subtitle: str) -> Figure:
                     panel.axhline(float(mine.accuracy.iloc[0]), color=look.colour, lw=0.8, ls=(0, (1, 2)))
             panel.set_xlabel(label)
         panels[0].set_ylabel("accuracy on validation (%)")
-        panels[1].legend(frameon=False, loc="lower right")
+        panels[-1].legend(frameon=False, loc="lower right")
         _head(figure, title, subtitle)
     return figure
 
@@ -129,7 +135,7 @@ def lambda_figure(data: pd.DataFrame, title: str, subtitle: str) -> Figure:
                            lw=1.4, capsize=2)  # fmt: skip
             panel.set_xticks(mine["lambda"])
             panel.set_xlabel("λ: weight of the reference loss")
-            panel.set_ylabel(f"accuracy on {metric}" + (" (%)" if metric == "validation" else "'s twin (%)"))
+            panel.set_ylabel("accuracy on validation (%)" if metric == "validation" else f"{metric}'s twin (%)")
         _head(figure, title, subtitle)
     return figure
 
@@ -159,20 +165,22 @@ def kept_data(group: Group) -> pd.DataFrame:
 
 
 def kept_figure(data: pd.DataFrame, title: str, subtitle: str) -> Figure:
-    """A panel for each method, a line for each tag."""
+    """A panel for each method, a line for each tag, named in the first panel."""
     methods = list(dict.fromkeys(data.method))
     with plt.rc_context(STYLE):
-        size = (max(3.45, 1.75 * len(methods)), 2.7)
+        size = (max(5.2, 1.75 * len(methods)), 2.7)  # the subtitle's line fits
         figure, panels = plt.subplots(1, len(methods), figsize=size, sharey=True, squeeze=False)
         for panel, method in zip(panels[0], methods, strict=True):
             for tag, (colour, marker) in TAG_LOOKS.items():
                 mine = data[(data.method == method) & (data.tag == tag)]
-                panel.plot(mine.step, mine.kept, color=colour, marker=marker, ms=3, lw=1.3, label=tag)
+                panel.plot(mine.step, mine.kept, color=colour, marker=marker, ms=3, lw=1.3)
+                if panel is panels[0][0] and len(mine):
+                    panel.annotate(tag, (mine.step.max(), mine.kept.iloc[-1]), xytext=(0, -5), ha="right", va="top",
+                                   textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
             panel.set_title(LABELS.get(method, OTHER.label or method), fontsize=8)
             panel.set_xlabel("step")
             panel.set_ylim(0, 100)
         panels[0][0].set_ylabel("targets supervised (%)")
-        panels[0][0].legend(frameon=False, loc="lower left")
         _head(figure, title, subtitle)
     return figure
 
