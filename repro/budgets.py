@@ -73,7 +73,7 @@ def _scores(readings: compare.Readings, metric: str) -> Mapping[int, float]:
 
 def _share(ours: compare.Reading, theirs: compare.Reading, cost: str) -> float | None:
     a, b = ours.numbers().get(cost), theirs.numbers().get(cost)
-    if a is None or not b or (cost == "train_seconds" and not compare.timed_alike(ours.record, theirs.record)):
+    if a is None or not b or (cost == "train_seconds" and not compare.comparable_times(ours.record, theirs.record)):
         return None
     return a / b
 

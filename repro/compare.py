@@ -131,10 +131,15 @@ def mean(readings: Readings, key: str) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def timed_alike(one: Record, other: Record) -> bool:
-    """Whether times of two runs may be compared: one machine, and alone on it or calibrated (`repro.timing`)."""
-    quiet = all(record.alone or record.timed for record in (one, other))
-    return quiet and all(one.hardware.get(part) == other.hardware.get(part) for part in TIMED_ON)
+def known_time(record: Record) -> bool:
+    """Whether a run's time is its own: it ran alone, or its steps were calibrated (`repro.timing`)."""
+    return record.alone or bool(record.timed)
+
+
+def comparable_times(one: Record, other: Record) -> bool:
+    """Whether times of two runs may be compared: both are their own, and of one machine."""
+    same = all(one.hardware.get(part) == other.hardware.get(part) for part in TIMED_ON)
+    return same and known_time(one) and known_time(other)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ def change(ours: Readings, theirs: Readings, key: str) -> Change | None:
     values = []
     for seed in sorted(set(ours) & set(theirs)):
         a, b = ours[seed].numbers().get(key), theirs[seed].numbers().get(key)
-        if a is None or not b or (key == "train_seconds" and not timed_alike(ours[seed].record, theirs[seed].record)):
+        runs = ours[seed].record, theirs[seed].record
+        if a is None or not b or (key == "train_seconds" and not comparable_times(*runs)):
             return None
         values.append(100 * (a / b - 1))
     return Change(float(np.mean(values)), stats.seed_interval(values)) if values else None
@@ -281,7 +287,7 @@ class Reached:
 
     def share(self, what: str) -> float | None:
         """Tokens or train_seconds needed, in percent of what the baseline needed to its peak."""
-        if self.at is None or (what == "train_seconds" and not timed_alike(self.record, self.baseline)):
+        if self.at is None or (what == "train_seconds" and not comparable_times(self.record, self.baseline)):
             return None
         a, b = (p.tokens["paper"] if what == "tokens" else p.train_seconds for p in (self.at, self.peak))
         return 100 * a / b if a is not None and b else None

@@ -60,7 +60,7 @@ def _run_lines(method: str, seed: int, run: Record, metric: str) -> list[dict[st
             "kind": "run", "method": method, "seed": seed, "step": point.step, "tokens": point.tokens["paper"],
             "train_seconds": point.train_seconds, "raw": 100 * value,
             "smooth": 100 * smooth[point.step] if point.step in smooth else None,
-            "note": "" if run.alone or run.timed else NOT_ALONE,
+            "note": "" if compare.known_time(run) else NOT_ALONE,
         }
         for point in run.curve
         if (value := point.metrics.get(metric)) is not None

@@ -70,8 +70,8 @@ def budget_data(group: Group) -> pd.DataFrame:
             if not values:
                 continue
             costs = {"tokens": compare.mean(readings, "tokens.paper"), "flops": compare.mean(readings, "flops")}
-            comparable = all(reading.record.alone or reading.record.timed for reading in readings.values())
-            costs["train_seconds"] = compare.mean(readings, "train_seconds") if comparable else None
+            timed = all(compare.known_time(reading.record) for reading in readings.values())
+            costs["train_seconds"] = compare.mean(readings, "train_seconds") if timed else None
             lines.append({"curve": of, "method": method, **costs, **_over_seeds(list(values.values()))})
     return pd.DataFrame(lines)
 
