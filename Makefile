@@ -75,7 +75,7 @@ repro-all: setup ## every run, table and figure at micro scale, unattended and r
 	$(MAKE) repro-table1 repro-table2 repro-table3 SEEDS=1
 
 calibrate: setup ## what steps of each kind cost, on a quiet machine: times of runs that ran beside others
-	$(BIN)/python -m repro calibrate --runs $(RUNS)
+	$(BIN)/python -m repro calibrate --students $(subst $(comma), ,$(STUDENTS)) --runs $(RUNS)
 
 repro-table1 repro-table2 repro-table3: setup ## image, long video, short video: Table 4's checkpoints on the benchmarks; COUNT=20
 	$(BIN)/python -m repro benchmarks $(subst repro-table,,$@) --students $(subst $(comma), ,$(STUDENTS)) --seeds $(SEEDS) \

@@ -177,15 +177,20 @@ def cheaper(gate: dict[str, Any]) -> Variants:
     """What no gate of answers can save: the vision tower's gradients (it stays as it was prepared), and whole rows.
 
     Dense and with ``gate``; over the whole of the steps, over 60 % of them, and with half of the rows in every step: a
-    budget in rows, which keeps the number of updates. As many rows in steps of 8 have twice the updates.
+    budget in rows, which keeps the number of updates. As many rows in steps of 8 are twice the updates.
     """
     recipe = {"tuning": {"freeze": ["vision_tower"]}}
     rows: dict[str, Any] = {"batch_size": 16}
-    few: dict[str, Any] = {"batch_size": 8, "steps": 2 * STEPS, "evaluate_every": 2 * STEPS // EVALUATIONS}
+    few: dict[str, Any] = {"batch_size": 8}
+    longer = gate | {"gate_cooldown_steps": 2 * gate["gate_cooldown_steps"]}
+    twice = "8 rows, twice the steps"
     found: Variants = {
         "batch16": Variant("push", "16 rows a step", "dense", recipe=rows),
-        "batch8": Variant("push", "8 rows a step, twice the steps", "dense", recipe=few),
-        "frozen-batch8": Variant("push", "frozen tower, 8 rows, twice the steps", "dense", recipe=recipe | few),
+        "batch8": Variant("push", twice, "dense", recipe=few, budget=2),
+        "frozen-batch8": Variant("push", f"frozen tower, {twice}", "dense", recipe=few | recipe, budget=2),
+        "frozen-drawn-batch8": Variant(
+            "push", f"frozen tower, drawn, {twice}", gate=longer, recipe=few | recipe, budget=2
+        ),
     }
     for name, label, of, changes in (("frozen", "", "dense", {}), ("frozen-drawn", ", drawn", "regate", gate)):
         said = f"frozen tower{label}"
