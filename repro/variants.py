@@ -177,27 +177,35 @@ def cheaper(gate: dict[str, Any]) -> Variants:
     """What no gate of answers can save: the vision tower's gradients (it stays as it was prepared), and whole rows.
 
     Dense and with ``gate``; over the whole of the steps, over 60 % of them, and with half of the rows in every step: a
-    budget in rows, which keeps the number of updates. As many rows in steps of 8 are twice the updates.
+    budget in rows, which keeps the number of updates. As many rows in steps of 8 are twice the updates, steps of 4 are
+    more again; and where steps are few, larger ones (lr2: twice the learning rate, beside dense with the same).
     """
-    recipe = {"tuning": {"freeze": ["vision_tower"]}}
-    rows: dict[str, Any] = {"batch_size": 16}
-    few: dict[str, Any] = {"batch_size": 8}
-    longer = gate | {"gate_cooldown_steps": 2 * gate["gate_cooldown_steps"]}
-    twice = "8 rows, twice the steps"
-    found: Variants = {
-        "batch16": Variant("push", "16 rows a step", "dense", recipe=rows),
-        "batch8": Variant("push", twice, "dense", recipe=few, budget=2),
-        "frozen-batch8": Variant("push", f"frozen tower, {twice}", "dense", recipe=few | recipe, budget=2),
-        "frozen-drawn-batch8": Variant(
-            "push", f"frozen tower, drawn, {twice}", gate=longer, recipe=few | recipe, budget=2
-        ),
+    frozen: dict[str, Any] = {"tuning": {"freeze": ["vision_tower"]}}
+    fast: dict[str, Any] = {"learning_rate": 2e-3}
+    few, fewer, fewest = ({"batch_size": rows} for rows in (16, 8, 4))
+    dense: dict[str, tuple[str, dict[str, Any], float]] = {
+        "batch16": ("16 rows a step", few, 1),
+        "batch8": ("8 rows, twice the steps", fewer, 2),
+        "lr2": ("twice the learning rate", fast, 1),
+        "frozen": ("frozen tower", frozen, 1),
+        "frozen-budget60": ("frozen tower, 60 %", frozen, 0.6),
+        "frozen-batch16": ("frozen tower, 16 rows", frozen | few, 1),
+        "frozen-batch8": ("frozen tower, 8 rows, twice the steps", frozen | fewer, 2),
+        "frozen-batch8-lr2": ("the same, twice the learning rate", frozen | fewer | fast, 2),
+        "frozen-batch4": ("frozen tower, 4 rows, 3.5 times the steps", frozen | fewest, 3.5),
     }
-    for name, label, of, changes in (("frozen", "", "dense", {}), ("frozen-drawn", ", drawn", "regate", gate)):
-        said = f"frozen tower{label}"
-        short = f"{said}, 60 %"
-        found[name] = Variant("push", said, of, gate=changes, recipe=recipe)
-        found[f"{name}-budget60"] = Variant("push", short, of, gate=changes, recipe=recipe, budget=0.6)
-        found[f"{name}-batch16"] = Variant("push", f"{said}, 16 rows", of, gate=changes, recipe=recipe | rows)
+    longer = gate | {"gate_cooldown_steps": 2 * gate["gate_cooldown_steps"]}
+    gated: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
+        "frozen-drawn": ("frozen tower, drawn", gate, frozen, 1),
+        "frozen-drawn-budget60": ("frozen tower, drawn, 60 %", gate, frozen, 0.6),
+        "frozen-drawn-batch16": ("frozen tower, drawn, 16 rows", gate, frozen | few, 1),
+        "frozen-drawn-batch8": ("frozen tower, drawn, 8 rows, twice the steps", longer, frozen | fewer, 2),
+    }
+    found: Variants = {}
+    for name, (label, recipe, budget) in dense.items():
+        found[name] = Variant("push", label, "dense", recipe=recipe, budget=budget)
+    for name, (label, changes, recipe, budget) in gated.items():
+        found[name] = Variant("push", label, gate=changes, recipe=recipe, budget=budget)
     return found
 
 
