@@ -97,7 +97,7 @@ class All:
     tables: tuple[str, ...] = ()
     """Of: 5, rivals, budgets, ablations, push. Left out: all that the README shows (push is asked for by name)."""
     seeds: int = 5
-    """Seeds of the core tier; wide and push take two at most."""
+    """Seeds of the core tier, and of the best of push; wide and the rest of push take two at most."""
     runs: Path = Path("runs")
     """Where runs, records and tables go."""
     jobs: int = 1
