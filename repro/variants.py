@@ -210,7 +210,7 @@ def cheaper(gate: dict[str, Any]) -> Variants:
     return found
 
 
-HALF = ("frozen-batch8", "frozen-batch4", "lr2")
+HALF = ("frozen-batch8", "frozen-batch8-lr2", "frozen-batch4", "lr2")
 """What came nearest to the baseline's accuracy in half of its time, by the first seeds of all of push, and the control
 that says what the baseline itself gains by larger steps. Five seeds; at least three of them are new to the choice."""
 PUSH = push()
