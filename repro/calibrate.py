@@ -2,7 +2,7 @@
 
 Every kind (`Recipe.step_kind`) trains for a few steps on the same batches, one kind after the other, several rounds, so
 that a change of the machine's pace meets all alike. A kind whose cost moves with its schedule (a rising ratio,
-Random-LTD) passes through the whole of it. The cost of a kind is the mean over its steps of the median over rounds.
+Random-LTD) passes through the whole of it. `repro.timing` reads a kind's cost from its rounds.
 """
 
 import dataclasses
@@ -75,7 +75,6 @@ def calibrate(recipes: Sequence[Recipe], runs: Path, rounds: int = 5) -> list[Pa
             "alone": watch.alone(),
             "steps": STEPS - WARM,
             "rounds": rounds,
-            "seconds": {kind: cost(np.array(parts)) for kind, parts in seconds.items()},
             "measured": {kind: [round(float(np.mean(part)), 5) for part in parts] for kind, parts in seconds.items()},
             **environment(threads=torch.get_num_threads()),
         }
@@ -83,11 +82,6 @@ def calibrate(recipes: Sequence[Recipe], runs: Path, rounds: int = 5) -> list[Pa
         path.write_text(json.dumps(record, indent=1) + "\n")
         written.append(path)
     return written
-
-
-def cost(seconds_RT: np.ndarray) -> float:
-    """Seconds of one step, of [rounds, steps]."""
-    return float(np.median(seconds_RT, axis=0).mean())
 
 
 def _seconds(recipe: Recipe, material: Material, folder: Path) -> list[float]:

@@ -1,6 +1,7 @@
 """Times of runs that ran beside others: how many steps of each kind they took, times what such a step costs.
 
-Costs come from `repro.calibrate`, measured interleaved on a quiet machine. Free of torch.
+Costs come from `repro.calibrate`, measured interleaved on a quiet machine. What disturbs a round (other guests of the
+host, which no process can see) only ever adds time, so a kind costs what its fastest round took. Free of torch.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def load(directories: Iterable[Path]) -> tuple[dict[tuple[str, str], Calibration
     for path in (path for directory in directories for path in sorted(directory.glob("*.json"))):
         try:
             value = json.loads(path.read_text())
-            one = Calibration(**{f.name: value[f.name] for f in dataclasses.fields(Calibration)})
-        except (ValueError, KeyError, TypeError) as error:
+            seconds = {kind: min(rounds) for kind, rounds in value["measured"].items()}
+            fields = [f.name for f in dataclasses.fields(Calibration) if f.name != "seconds"]
+            one = Calibration(seconds=seconds, **{name: value[name] for name in fields})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = "what `make calibrate` writes"
             problems.append(RecordError("calibration", str(error), what, "run `make calibrate` again", path))
             continue

@@ -1,6 +1,7 @@
 """Variants: what each changes of Table 4's runs; tables, figures and the README read records of all of them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from regate.gate import POLICIES
 from regate.schedule import expected_reduction
 from repro import budgets, compare, figures, readme, recipes, tables, timing
 from repro.by_tag import separation, share_kept
-from repro.calibrate import cost, kinds_of
+from repro.calibrate import kinds_of
 from repro.material import SEEING
 from repro.record import NAME, Point, RecordError, read, write
 from repro.variants import SEEDS, TIERS, VARIANTS
@@ -83,10 +84,6 @@ def test_kinds_of_steps_are_calibrated_once_each_and_only_have_their_own():
     assert kinds["random_ltd"].random_ltd["steps"] == round(14 * 171 / 256)
 
 
-def test_cost_is_robust_against_one_slow_round():
-    assert cost(np.array([[1.0, 2.0], [1.0, 2.0], [50.0, 60.0]])) == 1.5
-
-
 # --- times ---
 
 COSTS = {
@@ -120,8 +117,18 @@ def test_times_stay_where_a_kind_is_not_known_or_the_machine_was_not_quiet():
         record("regate", timeline=[["dense", 3]])
 
 
-def test_damaged_calibrations_are_named(tmp_path):
-    (tmp_path / "a.json").write_text("{")
+def test_a_kind_costs_what_its_fastest_round_took(tmp_path):
+    made = {"student": "internvl", "scale": "micro", "hardware": {"cpu": "x"}, "alone": True}
+    measured = {"dense": [1.5, 50.0, 1.75], "sparse": [9.0, 1.0]}
+    (tmp_path / "a.json").write_text(json.dumps(made | {"measured": measured}))
+    found, problems = timing.load([tmp_path])
+    assert not problems
+    assert found["internvl", "micro"].seconds == {"dense": 1.5, "sparse": 1.0}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"measured": {"dense": []}}', '{"measured": 3}', '{"measured": {}}'])
+def test_damaged_calibrations_are_named(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
     found, problems = timing.load([tmp_path])
     assert not found
     assert "a.json" in str(problems[0])
