@@ -111,7 +111,8 @@ def _in_half_of_the_time(group: Group) -> list[str]:
         return []
     best = max(cheap, key=cheap.__getitem__)
     there = sum(points >= 0 for points in cheap.values())
-    head = f"{there} of {len(cheap)} attempts that take at most half of the time are as good on validation"
+    head = f"{there} of {len(cheap)} attempts that take at most half of the time, by the fastest rounds of the "
+    head += "calibration, are as good on validation (where they were chosen: LOG.md)"
     shown = [best, *(method for method in HALF if method in says and method != best)]
     return [f"{group.student}: {head}", *(f"{group.student}, {says[method]}" for method in shown)]
 

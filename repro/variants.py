@@ -213,8 +213,9 @@ def cheaper(gate: dict[str, Any]) -> Variants:
 
 HALF = ("frozen-batch8", "frozen-batch8-longer", "frozen-batch8-lr2", "frozen-batch4", "lr2")
 """What came nearest to the baseline's accuracy in half of its time, by the first seeds of all of push, and the control
-that says what the baseline itself gains by larger steps. Five seeds; at least three of them are new to the choice.
-`frozen-batch8-longer` came last: the same with as many steps as half of the time holds.
+that says what the baseline itself gains by larger steps. Five seeds; at least three of them are new to the choice, but
+for `frozen-batch8-longer`: it came last, when all five of `frozen-batch8` had been seen on validation, with as many
+steps as half of the time holds by the calibration of that day.
 """
 PUSH = push()
 TIERS: dict[str, Variants] = {
